@@ -1,0 +1,278 @@
+"""Which weights stay: arrays in, boolean masks out (`True` = keep).
+
+Nothing here knows Keras. Every selection goes by rank, not by threshold, so that the
+number of pruned entries is exact under ties. The rank is found by a radix selection
+over the bits of the floats (Knuth, TAOCP vol. 3, sections 5.2.5 and 5.3.3): one pass
+per 16 bits, no copy of the kernel, the same cost whatever the values. `np.partition`
+needs a copy, twice the time, and fifty times the time where most entries are equal,
+as the zeros of a pruned kernel are.
+"""
+
+import math
+import numbers
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import ml_dtypes  # gives NumPy bfloat16; Keras itself depends on it
+import numpy as np
+import numpy.typing as npt
+
+__all__ = [
+    "check_floats",
+    "check_sparsity",
+    "masks_by_magnitude",
+    "masks_by_score",
+    "num_pruned",
+    "unit_mask",
+    "unit_norms",
+    "weight_mask",
+]
+
+BoolArray = npt.NDArray[np.bool_]
+FloatArray = npt.NDArray[Any]  # float16, bfloat16 (no NumPy scalar type), float32, float64
+
+_FLOAT_DTYPES = tuple(map(np.dtype, ("float16", ml_dtypes.bfloat16, "float32", "float64")))
+_DIGIT_BITS = 16
+_BLOCK = 2**17  # entries looked at together: their keys stay in the second-level cache
+
+
+def weight_mask(kernel: npt.ArrayLike, sparsity: float) -> BoolArray:
+    """Returns the mask that prunes the weights of smallest magnitude.
+
+    Exactly `round(sparsity * kernel.size)` entries are `False`; among equal
+    magnitudes the first in C order go first, so that a mask for a higher sparsity
+    is a subset of the mask for a lower one. Magnitude pruning: Han et al. 2015,
+    "Learning both Weights and Connections for Efficient Neural Networks".
+
+    Args:
+        kernel: Array of any shape; float16, bfloat16, float32 or float64, no NaN.
+        sparsity: Share of weights to prune, a float in [0, 1].
+
+    Returns:
+        Boolean array of the kernel's shape, `True` = keep.
+
+    Raises:
+        TypeError: If `kernel` is not of a floating type or `sparsity` not a number.
+        ValueError: If `sparsity` is outside [0, 1] or `kernel` holds NaN.
+
+    Example:
+    >>> weight_mask([[0.1, -3.0], [2.0, -0.5]], sparsity=0.5)
+    array([[False,  True],
+           [ True, False]])
+    """
+    kernel = check_floats(kernel, "kernel")
+    (mask,) = masks_by_magnitude([kernel], num_pruned(kernel.size, sparsity))
+    return mask
+
+
+def unit_mask(
+    kernel: npt.ArrayLike, sparsity: float, *, order: float = 2, axis: int = -1
+) -> BoolArray:
+    """Returns the mask that prunes the units of smallest norm.
+
+    A unit is one slice along `axis`: a Dense column, a convolution's filter.
+    `round(sparsity * units)` entries are `False`, but a sparsity below 1 leaves at
+    least one unit; ties as in `weight_mask`. Pruning filters by norm: Li et al. 2016,
+    "Pruning Filters for Efficient ConvNets" (with `order=1`).
+
+    Args:
+        kernel: Array of shape `(..., units)`, of a floating type, no NaN.
+        sparsity: Share of units to prune, a float in [0, 1].
+        order: Order p of the norm `(sum |w|^p)^(1/p)`; a positive number or `inf`.
+        axis: The axis that counts the units (the last but one for a transposed
+            convolution).
+
+    Returns:
+        Boolean array of shape `(units,)`, `True` = keep.
+
+    Raises:
+        TypeError: If `kernel` is not of a floating type or `sparsity` not a number.
+        ValueError: If `sparsity` is outside [0, 1], `kernel` holds NaN or has no
+            axis, or `order` is not positive.
+
+    Example:
+    >>> unit_mask([[0.1, 3.0, 1.0], [0.2, 4.0, 1.0]], sparsity=0.3)
+    array([False,  True,  True])
+    """
+    norms = unit_norms(kernel, order=order, axis=axis)
+    (mask,) = masks_by_score([norms], num_pruned(norms.size, sparsity, at_least_one_left=True))
+    return mask
+
+
+def unit_norms(
+    kernel: npt.ArrayLike, *, order: float = 2, axis: int = -1
+) -> npt.NDArray[np.float64]:
+    """Returns the norm of each unit, `(sum |w|^p)^(1/p)` with p = `order`.
+
+    Args:
+        kernel: Array of shape `(..., units)`, of a floating type, no NaN.
+        order: A positive number or `inf`.
+        axis: The axis that counts the units.
+
+    Returns:
+        float64 array of shape `(units,)`.
+
+    Raises:
+        TypeError: If `kernel` is not of a floating type.
+        ValueError: If `kernel` holds NaN or has no axis, or `order` is not positive.
+
+    Example:
+    >>> unit_norms([[3.0, 0.0], [4.0, 1.0]])
+    array([5., 1.])
+    """
+    kernel = check_floats(kernel, "kernel")
+    if kernel.ndim == 0:
+        raise ValueError("A kernel without axes has no units. Expected shape (..., units).")
+    if isinstance(order, bool) or not isinstance(order, numbers.Real) or not order > 0:
+        raise ValueError(f"order must be a positive number or inf. Received: order={order!r}")
+    columns = np.moveaxis(kernel, axis, -1)
+    columns = columns.reshape(math.prod(columns.shape[:-1]), columns.shape[-1])  # (inputs, units)
+    norms = np.zeros(columns.shape[1])
+    rows = max(1, _BLOCK // max(1, columns.shape[1]))
+    for start in range(0, len(columns), rows):  # in blocks: float64 is wider than the kernel
+        block = np.abs(columns[start : start + rows].astype(np.float64))
+        if order == math.inf:
+            norms = np.maximum(norms, block.max(axis=0))
+        else:
+            norms += (block**order).sum(axis=0)
+    return norms if order == math.inf else norms ** (1 / order)
+
+
+def masks_by_magnitude(kernels: Sequence[FloatArray], count: int) -> list[BoolArray]:
+    """Returns one mask a kernel; together they drop the `count` smallest magnitudes.
+
+    The kernels are ranked as if they stood in one row; ties go by position in it.
+
+    Args:
+        kernels: Arrays of floating types, of any shapes, without NaN.
+        count: How many entries to drop, in [0, total size].
+
+    Returns:
+        Boolean arrays of the kernels' shapes, `True` = keep.
+    """
+    return _masks_by_key(kernels, count, _magnitude_keys)
+
+
+def masks_by_score(scores: Sequence[FloatArray], count: int) -> list[BoolArray]:
+    """Returns one mask an array; together they drop the `count` lowest scores.
+
+    As `masks_by_magnitude`, but by signed value: -1 goes before 0.5.
+    """
+    return _masks_by_key(scores, count, _ordered_keys)
+
+
+def num_pruned(size: int, sparsity: float, *, at_least_one_left: bool = False) -> int:
+    """Returns how many of `size` entries a sparsity prunes, `round(sparsity * size)`.
+
+    Python's `round`: halves go to the even number. With `at_least_one_left`, one
+    entry survives any sparsity below 1.
+
+    >>> num_pruned(100, 0.29), num_pruned(10, 0.99, at_least_one_left=True)
+    (29, 9)
+    """
+    count = round(check_sparsity(sparsity) * size)
+    return min(count, max(size - 1, 0)) if at_least_one_left and sparsity < 1 else count
+
+
+def check_sparsity(sparsity: float) -> float:
+    """Returns `sparsity` as a float in [0, 1], or raises an error that says what it must be."""
+    if isinstance(sparsity, (bool, np.bool_)) or not isinstance(sparsity, numbers.Real):
+        raise TypeError(
+            "sparsity must be a number in [0, 1], the share of weights or units to prune. "
+            f"Received: sparsity={sparsity!r} of type {type(sparsity).__name__}"
+        )
+    if not 0 <= sparsity <= 1:  # NaN fails both comparisons
+        hint = " For a percentage, divide by 100." if 1 < sparsity <= 100 else ""
+        raise ValueError(
+            "sparsity must lie in [0, 1], the share of weights or units to prune. "
+            f"Received: sparsity={sparsity!r}.{hint}"
+        )
+    return float(sparsity)
+
+
+def check_floats(array: npt.ArrayLike, name: str) -> FloatArray:
+    """Returns `array` as a floating array without NaN, or raises an error that calls it `name`."""
+    array = np.asarray(array)
+    if array.dtype not in _FLOAT_DTYPES:
+        raise TypeError(
+            f"{name} must be of a floating type (float16, bfloat16, float32 or float64). "
+            f"Received: dtype={array.dtype}. Prune before quantizing."
+        )
+    if np.isnan(array).any():
+        raise ValueError(f"{name} holds NaN, which has no rank. Train it again or load it anew.")
+    return array
+
+
+def _masks_by_key(
+    arrays: Sequence[FloatArray], count: int, keys_of: Callable[[FloatArray], npt.NDArray[Any]]
+) -> list[BoolArray]:
+    if count == sum(array.size for array in arrays):
+        return [np.zeros(array.shape, bool) for array in arrays]
+    dtype = _common_dtype(arrays)
+
+    def blocks() -> Iterator[npt.NDArray[Any]]:
+        for array in arrays:
+            flat = array.reshape(-1)
+            for start in range(0, flat.size, _BLOCK):
+                yield keys_of(flat[start : start + _BLOCK].astype(dtype, copy=False))
+
+    threshold, ties_to_drop = _radix_select(blocks, count, 8 * dtype.itemsize)
+    kept = np.empty(sum(array.size for array in arrays), bool)
+    start = 0
+    for keys in blocks():
+        mask = kept[start : start + keys.size]
+        np.greater_equal(keys, threshold, out=mask)
+        if ties_to_drop:
+            ties = np.flatnonzero(keys == threshold)[:ties_to_drop]
+            mask[ties] = False
+            ties_to_drop -= ties.size
+        start += keys.size
+    ends = np.cumsum([array.size for array in arrays])[:-1]
+    return [
+        part.reshape(array.shape) for part, array in zip(np.split(kept, ends), arrays, strict=True)
+    ]
+
+
+def _common_dtype(arrays: Sequence[FloatArray]) -> np.dtype[Any]:
+    dtypes = {array.dtype for array in arrays}
+    if len(dtypes) == 1:
+        return dtypes.pop()
+    return np.dtype(np.float64 if np.dtype(np.float64) in dtypes else np.float32)
+
+
+def _radix_select(
+    blocks: Callable[[], Iterator[npt.NDArray[Any]]], rank: int, bits: int
+) -> tuple[int, int]:
+    """Returns the key of that rank (from 0) and how many of its equals rank before it."""
+    prefix = 0
+    for shift in range(bits - _DIGIT_BITS, -1, -_DIGIT_BITS):
+        counts = np.zeros(2**_DIGIT_BITS, np.int64)
+        for keys in blocks():
+            if shift + _DIGIT_BITS < bits:
+                keys = keys[keys >> (shift + _DIGIT_BITS) == prefix]
+            digits = (keys >> shift).astype(np.uint16, copy=False)  # the low 16 bits
+            counts += np.bincount(digits, minlength=counts.size)
+        ends = counts.cumsum()
+        digit = int(np.searchsorted(ends, rank, side="right"))
+        rank -= int(ends[digit] - counts[digit])
+        prefix = prefix << _DIGIT_BITS | digit
+    return prefix, rank
+
+
+def _magnitude_keys(block: FloatArray) -> npt.NDArray[Any]:
+    """Returns unsigned integers in the order of |w|: IEEE 754 bits without the sign bit."""
+    bits = block.view(f"u{block.itemsize}")
+    return bits & ~_sign_bit(bits)
+
+
+def _ordered_keys(block: FloatArray) -> npt.NDArray[Any]:
+    """Returns unsigned integers in the order of the signed values, -0.0 equal to 0.0."""
+    bits = (block + block.dtype.type(0)).view(f"u{block.itemsize}")  # -0.0 + 0.0 is 0.0
+    all_ones_if_negative = (bits.view(f"i{block.itemsize}") >> (8 * block.itemsize - 1)).view(
+        bits.dtype
+    )
+    return bits ^ (all_ones_if_negative | _sign_bit(bits))
+
+
+def _sign_bit(bits: npt.NDArray[Any]) -> Any:
+    return bits.dtype.type(1 << (8 * bits.itemsize - 1))
