@@ -1,0 +1,418 @@
+"""Masks put on a model: single weights or whole units set to zero.
+
+The zeros are the mask: a pruned model is the same plain Keras model with zeros in its
+kernels. Nothing is wrapped, so nothing needs stripping, and the saved file loads
+without this library.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+import keras
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from keras_pruning.graph import KernelLayer, batch_norms_after, copy_model, kernel_layers
+from keras_pruning.masks import (
+    check_floats,
+    check_sparsity,
+    masks_by_magnitude,
+    masks_by_score,
+    num_pruned,
+    unit_norms,
+)
+
+__all__ = [
+    "apply_unit_masks",
+    "apply_weight_masks",
+    "prunable_layers",
+    "prune_units",
+    "prune_weights",
+    "summary",
+    "unit_masks",
+    "weight_masks",
+]
+
+Scope = Literal["layer", "global"]
+Score = Literal["magnitude", "random"] | Callable[[npt.NDArray[Any]], npt.ArrayLike]
+Layers = Iterable[str] | Mapping[str, float] | None
+BoolArray = npt.NDArray[np.bool_]
+
+
+def prune_weights(
+    model: keras.Model,
+    sparsity: float | None = None,
+    *,
+    scope: Scope = "layer",
+    score: Score = "magnitude",
+    layers: Layers = None,
+    seed: int | None = None,
+) -> keras.Model:
+    """Returns a copy of the model with its least important weights set to zero.
+
+    Of each layer's kernel (or of all together) `round(sparsity * n)` weights become
+    zero, the smallest |w| first (Han et al. 2015, "Learning both Weights and
+    Connections for Efficient Neural Networks"). Weights that are zero already count
+    among them and go first. Biases stay. The model passed in is not changed.
+
+    Args:
+        model: A built Keras model.
+        sparsity: Share of the weights to prune, a float in [0, 1]; left out when
+            `layers` is a dict.
+        scope: "layer": each layer loses the same share; "global": all layers are
+            ranked together.
+        score: "magnitude", "random" (the control), or a function from a kernel to
+            scores of its shape; the lowest go first.
+        layers: Names of the layers to prune (as `prunable_layers` gives them), or a
+            dict of name to sparsity. By default all but the output layer.
+        seed: Seed of `score="random"`.
+
+    Returns:
+        A plain Keras model with the same architecture, names and compile state.
+
+    Raises:
+        TypeError: If an argument is of the wrong type, or a kernel not of a floating
+            type.
+        ValueError: If the model is not built, a layer is unknown, the sparsity
+            outside [0, 1], a kernel or score holds NaN, or an option unknown.
+
+    Example:
+    >>> dense = keras.layers.Dense
+    >>> model = keras.Sequential([keras.Input((8,)), dense(10), dense(3)])
+    >>> pruned = prune_weights(model, 0.75)
+    >>> summary(pruned)["sparsity"].tolist()
+    [0.75, 0.0]
+    """
+    masks = weight_masks(model, sparsity, scope=scope, score=score, layers=layers, seed=seed)
+    pruned = copy_model(model)
+    apply_weight_masks(pruned, masks)
+    return pruned
+
+
+def prune_units(
+    model: keras.Model,
+    sparsity: float | None = None,
+    *,
+    scope: Scope = "layer",
+    score: Score = "magnitude",
+    order: float = 2,
+    layers: Layers = None,
+    seed: int | None = None,
+) -> keras.Model:
+    """Returns a copy of the model with its least important units set to zero.
+
+    A unit is a column of a Dense kernel or a filter of a convolution. Of each layer
+    `round(sparsity * units)` go, the smallest norms first, but a sparsity below 1
+    leaves one. With a unit go its bias and the scale, offset and moving mean of a
+    BatchNormalization behind it, so that it sends on the activation of zero. (Li et
+    al. 2016, "Pruning Filters for Efficient ConvNets".) The model passed in is not
+    changed.
+
+    Args:
+        model: A built Keras model.
+        sparsity: Share of the units to prune, a float in [0, 1]; left out when
+            `layers` is a dict.
+        scope: "layer": each layer loses the same share; "global": all layers are
+            ranked together, the scores divided by their layer's mean, so that layers
+            with small norms are not wiped out.
+        score: "magnitude" (the norm), "random" (the control), or a function from a
+            kernel `(..., units)` to scores `(units,)`; the lowest go first.
+        order: Order p of the norm; a positive number or `inf`.
+        layers: Names of the layers to prune, or a dict of name to sparsity. By
+            default all Dense and convolutional layers but the output layer.
+        seed: Seed of `score="random"`.
+
+    Returns:
+        A plain Keras model with the same architecture, names and compile state.
+
+    Raises:
+        TypeError: As `prune_weights`.
+        ValueError: As `prune_weights`; also if the output layer is named, or a layer
+            without units.
+
+    Example:
+    >>> dense = keras.layers.Dense
+    >>> model = keras.Sequential([keras.Input((8,)), dense(10), dense(3)])
+    >>> summary(prune_units(model, 0.6))["zero_units"].tolist()
+    [6, 0]
+    """
+    masks = unit_masks(
+        model, sparsity, scope=scope, score=score, order=order, layers=layers, seed=seed
+    )
+    pruned = copy_model(model)
+    apply_unit_masks(pruned, masks)
+    return pruned
+
+
+def prunable_layers(
+    model: keras.Model, method: Literal["weights", "units"] = "weights"
+) -> list[str]:
+    """Returns the names of the layers that are pruned by default, in model order.
+
+    Every layer with kernels but the output layer: Dense, EinsumDense, convolutions,
+    Embedding and recurrent layers, for `method="units"` Dense and convolutions. A
+    layer in a nested model is called "outer/inner".
+
+    Raises:
+        TypeError: If `model` is not a Keras model.
+        ValueError: If the model is not built or the method unknown.
+    """
+    _check_choice("method", method, ("weights", "units"))
+    return [k.name for k in _candidates(model, method == "units") if not k.is_output]
+
+
+def summary(model: keras.Model) -> pd.DataFrame:
+    """Returns a table of the model's kernels, a row a layer.
+
+    Args:
+        model: A built Keras model.
+
+    Returns:
+        DataFrame with the columns `layer`, `type`, `shape` (of the kernel, or of
+        each), `weights`, `zeros`, `sparsity` (zeros / weights), `units`,
+        `zero_units`, `unit_sparsity` (missing where a layer has no units), `output`
+        (whether it is spared as the output layer).
+    """
+    return pd.DataFrame([_summary_row(k) for k in kernel_layers(model)]).astype(
+        {"units": "Int64", "zero_units": "Int64"}
+    )
+
+
+def weight_masks(
+    model: keras.Model,
+    sparsity: float | None = None,
+    *,
+    scope: Scope = "layer",
+    score: Score = "magnitude",
+    layers: Layers = None,
+    seed: int | None = None,
+) -> dict[str, list[BoolArray]]:
+    """Returns the masks that `prune_weights` applies: layer name to a mask a kernel."""
+    _check_choice("scope", scope, ("layer", "global"))
+    _check_score(score)
+    chosen = _choose(model, sparsity, layers, scope, units=False)
+    groups = [list(chosen)] if scope == "global" else [[name] for name in chosen]
+    rng = np.random.default_rng(seed)
+    masks: dict[str, list[BoolArray]] = {}
+    for names in groups:
+        kernels = [k for name in names for k in _kernel_arrays(chosen[name][0])]
+        count = num_pruned(sum(k.size for k in kernels), chosen[names[0]][1])
+        if score == "magnitude":
+            flat = iter(masks_by_magnitude(kernels, count))
+        else:
+            flat = iter(masks_by_score([_weight_scores(k, score, rng) for k in kernels], count))
+        masks |= {name: [next(flat) for _ in chosen[name][0].kernels] for name in names}
+    return masks
+
+
+def unit_masks(
+    model: keras.Model,
+    sparsity: float | None = None,
+    *,
+    scope: Scope = "layer",
+    score: Score = "magnitude",
+    order: float = 2,
+    layers: Layers = None,
+    seed: int | None = None,
+) -> dict[str, BoolArray]:
+    """Returns the masks that `prune_units` applies: layer name to a mask of `(units,)`."""
+    _check_choice("scope", scope, ("layer", "global"))
+    _check_score(score)
+    chosen = _choose(model, sparsity, layers, scope, units=True)
+    rng = np.random.default_rng(seed)
+    scores = {name: _unit_scores(k, score, order, rng) for name, (k, _) in chosen.items()}
+    if scope == "global":
+        share = next(iter(chosen.values()))[1]
+        return _global_unit_masks(scores, share)
+    return {
+        name: masks_by_score(
+            [scores[name]], num_pruned(scores[name].size, share, at_least_one_left=True)
+        )[0]
+        for name, (_, share) in chosen.items()
+    }
+
+
+def apply_weight_masks(model: keras.Model, masks: Mapping[str, Sequence[BoolArray]]) -> None:
+    """Sets the masked weights of `model` to zero, in place."""
+    for entry in kernel_layers(model):
+        for variable, mask in zip(entry.kernels, masks.get(entry.name, ()), strict=False):
+            _set_to_zero(variable, ~mask)
+
+
+def apply_unit_masks(model: keras.Model, masks: Mapping[str, BoolArray]) -> None:
+    """Sets the masked units of `model`, and what belongs to them, to zero, in place."""
+    for entry in kernel_layers(model):
+        if entry.name not in masks:
+            continue
+        gone = ~masks[entry.name]
+        kernel = entry.unit_kernel
+        _set_to_zero(kernel, (slice(None),) * (len(kernel.shape) + entry.unit_axis) + (gone,))
+        if entry.bias is not None:
+            _set_to_zero(entry.bias, gone)
+        for norm in batch_norms_after(model, entry.layer):
+            # Without a scale the moving mean would still speak for the unit.
+            for variable in (norm.gamma, norm.beta, norm.moving_mean):
+                if variable is not None:
+                    _set_to_zero(variable, gone)
+
+
+def _set_to_zero(variable: keras.Variable, where: Any) -> None:
+    values = np.array(keras.ops.convert_to_numpy(variable))
+    values[where] = 0
+    variable.assign(values)
+
+
+def _candidates(model: keras.Model, units: bool) -> list[KernelLayer]:
+    return [k for k in kernel_layers(model) if k.has_units or not units]
+
+
+def _choose(
+    model: keras.Model, sparsity: float | None, layers: Layers, scope: Scope, *, units: bool
+) -> dict[str, tuple[KernelLayer, float]]:
+    """Returns name to (layer, sparsity) of the layers to prune, in model order."""
+    entries = {k.name: k for k in _candidates(model, units)}
+    wanted = _wanted_sparsities(entries, sparsity, layers)
+    if not wanted:
+        raise ValueError(
+            f"Model '{model.name}' has no layer to prune: its layers with "
+            f"{'units' if units else 'kernels'} are {list(entries)}, and the output layer is "
+            "spared unless `layers=` names it (for weights only)."
+        )
+    if scope == "global" and isinstance(layers, Mapping):
+        raise ValueError(
+            "scope='global' ranks all layers together, so it takes one sparsity, not a dict. "
+            "Pass sparsity=... and layers=[names]."
+        )
+    unknown = [name for name in wanted if name not in entries]
+    if unknown:
+        raise ValueError(
+            f"Model '{model.name}' has no prunable layer {unknown}. "
+            f"Its layers with {'units' if units else 'kernels'} are: {list(entries)}"
+        )
+    outputs = [name for name in wanted if entries[name].is_output]
+    if units and outputs:
+        raise ValueError(
+            f"Layer {outputs[0]!r} is the model's output: its units are its answers and cannot "
+            "be pruned. Leave it out of `layers=`, or prune its weights with prune_weights."
+        )
+    return {name: (entries[name], wanted[name]) for name in entries if name in wanted}
+
+
+def _wanted_sparsities(
+    entries: Mapping[str, KernelLayer], sparsity: float | None, layers: Layers
+) -> dict[str, float]:
+    if isinstance(layers, str):
+        raise TypeError(f"layers must be a list of names or a dict. Received: layers={layers!r}")
+    if isinstance(layers, Mapping):
+        if sparsity is not None:
+            raise ValueError("Give the sparsities either in `layers=` or as `sparsity`, not both.")
+        return {name: check_sparsity(share) for name, share in layers.items()}
+    if sparsity is None:
+        raise ValueError("Give a sparsity in [0, 1], or a dict of layer name to sparsity.")
+    share = check_sparsity(sparsity)
+    if layers is None:
+        return {name: share for name, entry in entries.items() if not entry.is_output}
+    return dict.fromkeys(layers, share)
+
+
+def _kernel_arrays(entry: KernelLayer) -> list[npt.NDArray[Any]]:
+    return [_kernel_array(entry, variable) for variable in entry.kernels]
+
+
+def _kernel_array(entry: KernelLayer, variable: keras.Variable) -> npt.NDArray[Any]:
+    values = keras.ops.convert_to_numpy(variable)
+    return check_floats(values, f"The {variable.name} of layer '{entry.name}'")
+
+
+def _weight_scores(
+    kernel: npt.NDArray[Any], score: Score, rng: np.random.Generator
+) -> npt.NDArray[Any]:
+    if callable(score):
+        scores = _called_score(score, kernel, kernel.shape)
+    else:
+        scores = rng.random(kernel.shape, np.float32)
+    scores[kernel == 0] = -math.inf  # already pruned
+    return scores
+
+
+def _unit_scores(
+    entry: KernelLayer, score: Score, order: float, rng: np.random.Generator
+) -> npt.NDArray[Any]:
+    kernel = np.moveaxis(_kernel_array(entry, entry.unit_kernel), entry.unit_axis, -1)
+    norms = unit_norms(kernel, order=order)
+    if score == "magnitude":
+        return norms
+    if callable(score):
+        scores = _called_score(score, kernel, norms.shape)
+    else:
+        scores = rng.random(norms.shape)
+    scores[norms == 0] = -math.inf  # already pruned
+    return scores
+
+
+def _called_score(
+    score: Callable[[npt.NDArray[Any]], npt.ArrayLike],
+    kernel: npt.NDArray[Any],
+    shape: tuple[int, ...],
+) -> npt.NDArray[Any]:
+    scores = np.array(score(kernel))  # a copy: the function may return the kernel itself
+    if scores.shape != shape:
+        raise ValueError(
+            f"score must return scores of shape {shape} for a kernel of shape {kernel.shape}. "
+            f"Received: scores of shape {scores.shape}"
+        )
+    return check_floats(scores, "The array that score returned")
+
+
+def _global_unit_masks(
+    scores: Mapping[str, npt.NDArray[Any]], share: float
+) -> dict[str, BoolArray]:
+    count = num_pruned(sum(s.size for s in scores.values()), share)
+    if share < 1:  # the best unit of each layer stays
+        count = min(count, sum(s.size - 1 for s in scores.values()))
+    ranked = [_by_layer_mean(s) for s in scores.values()]
+    for s in ranked:
+        s[s.size - 1 - np.argmax(s[::-1])] = math.inf  # the last of equals: ties go by position
+    return dict(zip(scores, masks_by_score(ranked, count), strict=True))
+
+
+def _by_layer_mean(scores: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    finite = np.abs(scores[np.isfinite(scores)])
+    mean = finite.mean() if finite.size else 0.0
+    return np.array(scores / mean if mean > 0 else scores, np.float64)
+
+
+def _summary_row(entry: KernelLayer) -> dict[str, Any]:
+    arrays = [keras.ops.convert_to_numpy(v) for v in entry.kernels]
+    weights = sum(a.size for a in arrays)
+    zeros = weights - sum(np.count_nonzero(a) for a in arrays)
+    shapes = [a.shape for a in arrays]
+    units = zero_units = None
+    if entry.has_units:
+        columns = np.moveaxis(arrays[-1], entry.unit_axis, -1)
+        alive = (columns != 0).reshape(-1, columns.shape[-1]).any(axis=0)
+        units, zero_units = alive.size, alive.size - np.count_nonzero(alive)
+    return {
+        "layer": entry.name,
+        "type": type(entry.layer).__name__,
+        "shape": shapes[0] if len(shapes) == 1 else shapes,
+        "weights": weights,
+        "zeros": zeros,
+        "sparsity": zeros / weights,
+        "units": units,
+        "zero_units": zero_units,
+        "unit_sparsity": zero_units / units if units else math.nan,
+        "output": entry.is_output,
+    }
+
+
+def _check_choice(name: str, value: object, known: Sequence[str]) -> None:
+    if value not in known:
+        raise ValueError(f"{name} must be one of {list(known)}. Received: {name}={value!r}")
+
+
+def _check_score(score: Score) -> None:
+    if not callable(score):
+        _check_choice("score", score, ("magnitude", "random"))
