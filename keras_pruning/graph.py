@@ -7,6 +7,7 @@ private names this takes (`_flatten_layers`, `_functional`, `_nodes_by_depth`,
 
 import copy
 import inspect
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -137,7 +138,10 @@ def copy_model(model: keras.Model) -> keras.Model:
     """
     try:
         # A Lambda layer's code is in this process already: nothing unsafe is loaded.
-        with keras.saving.custom_object_scope(_custom_objects(model)):
+        with keras.saving.custom_object_scope(_custom_objects(model)), warnings.catch_warnings():
+            if model.compiled and not model.optimizer.built:
+                # Keras warns that it leaves out the state of an optimizer that has none yet.
+                warnings.filterwarnings("ignore", "Skipping variable loading for optimizer")
             return copy.deepcopy(model)
     except (TypeError, ValueError, NotImplementedError, AttributeError) as error:
         raise ValueError(

@@ -113,7 +113,7 @@ def sparsity_sweep(
         rows.append(
             {"method": method, "sparsity": sparsity}
             | _sizes(scratch, method, layers)
-            | measured
+            | {name: float(value) for name, value in measured.items()}
             | {"seed": None if method in _WITHOUT_CHANCE else seed + repeat, "repeat": repeat}
         )
     return pd.DataFrame(rows).astype({"seed": "Int64"})
@@ -166,15 +166,15 @@ def _evaluator(
     scratch: keras.Model, x: Any, y: Any, batch_size: int
 ) -> Callable[[], dict[str, float]]:
     """Returns a function that measures the scratch model's present weights."""
-    options = {"batch_size": batch_size, "verbose": 0, "return_dict": True}
     is_chain = _evaluates_as_usual(scratch) and read_dense_chain(scratch) is not None
     head = _head(scratch) if is_chain else None
 
     def evaluate() -> dict[str, float]:
         steps = read_dense_chain(scratch) if head else None
         if head is None or steps is None:
-            return scratch.evaluate(x, y, **options)
-        return head.evaluate(forward(compact(steps), np.asarray(x)), y, **options)
+            return scratch.evaluate(x, y, batch_size=batch_size, verbose=0, return_dict=True)
+        head.reset_metrics()
+        return head.test_on_batch(forward(compact(steps), np.asarray(x)), y, return_dict=True)
 
     return evaluate
 

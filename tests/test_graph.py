@@ -1,5 +1,7 @@
 """What is found in a Keras model, and that a copy is a copy."""
 
+import warnings
+
 import keras
 import numpy as np
 import pytest
@@ -253,6 +255,14 @@ def test_a_copy_keeps_the_compile_state_and_the_optimizer_state():
     assert copied.evaluate(np.ones((4, 4)), np.ones((4, 2)), verbose=0) == pytest.approx(
         model.evaluate(np.ones((4, 4)), np.ones((4, 2)), verbose=0)
     )
+
+
+def test_a_model_compiled_but_not_trained_is_copied_without_a_warning():
+    model = keras.Sequential([keras.Input((4,)), kl.Dense(2)])
+    model.compile("adam", "mse")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        assert copy_model(model).compiled
 
 
 # Bad input
