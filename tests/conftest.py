@@ -1,0 +1,29 @@
+"""Set-up that every test shares."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+# Before the first import of TensorFlow and matplotlib, which read these only once.
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+os.environ["MPLBACKEND"] = "Agg"
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The repository's top folder."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """A folder with MNIST and Fashion-MNIST as TFDS prepares them; without one the test skips."""
+    default = ROOT.parent / "shared" / "tensorflow_datasets"
+    folder = Path(os.environ.get("TFDS_DATA_DIR") or default).expanduser()
+    for name in ("mnist", "fashion_mnist"):
+        if not (folder / name).is_dir():
+            pytest.skip(f"no prepared {name}: set TFDS_DATA_DIR to a folder that holds it")
+    return folder.resolve()
