@@ -175,7 +175,7 @@ def plot_weight_histograms(
 
     The panels lie below one another with one magnitude axis and the same bins, so that heights and
     cuts may be compared between layers. The axis ends where at most 0.1 % of any layer's weights
-    lie beyond; the largest magnitude is in the title.
+    lie beyond; the cuts and the largest magnitude are in the title.
 
     Args:
         kernels: Layer name to kernel, of any shape, finite.
@@ -202,8 +202,7 @@ def plot_weight_histograms(
     for ax, (name, size) in zip(axes, sizes.items(), strict=True):
         _draw_histogram(ax, size, bins)
         _draw_cuts(ax, size, sorted(cuts))
-        title = f"{name}: {size.size:,} weights, the largest {size.max():#.2g}"
-        ax.set_title(title, loc="left", fontsize="medium")
+        ax.set_title(_histogram_title(name, size, sorted(cuts)), loc="left", fontsize="medium")
     axes[-1].set_xlabel("magnitude of the weight |w|")
     figure.supylabel("share of the layer's weights per bin (%)", fontsize="medium")
     return figure
@@ -619,6 +618,14 @@ def _draw_histogram(ax: Axes, sizes: np.ndarray, bins: np.ndarray) -> None:
     ax.spines[["top", "right"]].set_visible(False)
 
 
+def _histogram_title(name: str, sizes: np.ndarray, cuts: Sequence[float]) -> str:
+    below = [
+        f"{100 * cut:.3g} % below {magnitude:#.2g}"
+        for cut, magnitude in zip(cuts, np.quantile(sizes, cuts), strict=True)
+    ]
+    return ", ".join([f"{name}: {sizes.size:,} weights", *below, f"the largest {sizes.max():#.2g}"])
+
+
 def _draw_cuts(ax: Axes, sizes: np.ndarray, cuts: Sequence[float]) -> None:
     magnitudes = np.quantile(sizes, cuts)
     for number, (cut, magnitude) in enumerate(zip(cuts, magnitudes, strict=True)):
@@ -632,10 +639,6 @@ def _draw_cuts(ax: Axes, sizes: np.ndarray, cuts: Sequence[float]) -> None:
             va="top",
             fontsize="small",
         )
-    pairs = zip(cuts, magnitudes, strict=True)
-    lines = [f"{100 * cut:.3g} % lie below {magnitude:#.2g}" for cut, magnitude in pairs]
-    right: dict[str, Any] = {"ha": "right", "va": "top", "transform": ax.transAxes}
-    ax.text(1, 0.96, "\n".join(lines), fontsize="small", **right)
 
 
 def _draw_mask(ax: Axes, mask: np.ndarray, max_size: int) -> None:
