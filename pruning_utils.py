@@ -20,9 +20,26 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import keras
 import numpy as np
 from tqdm import tqdm
+
+
+@contextlib.contextmanager
+def _native_stderr_muted() -> Iterator[None]:
+    """Drops what C++ code writes to file descriptor 2; Python's errors and warnings pass."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with open(os.devnull, "wb") as sink:
+        os.dup2(sink.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+with _native_stderr_muted():  # TensorFlow writes notes while it is imported, at any log level
+    import keras
 
 from keras_pruning import (
     prunable_layers,
