@@ -1,0 +1,374 @@
+"""The notebook: its form as committed, and runs of it from the first cell to the last.
+
+A run is in a real kernel, in a copy of only those files that the notebook needs.
+"""
+
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+from nbformat import NotebookNode
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOK = ROOT / "Model_pruning_exploration.ipynb"
+NEEDED = [NOTEBOOK.name, "pruning_utils.py", "keras_pruning", "images"]
+
+MAX_BYTES = 2_000_000  # GitHub draws larger notebooks slowly or not at all
+MAX_LINES = 20  # of a code cell, without blank ones
+CELL_TIMEOUT = 600  # seconds
+OFFLINE_TIMEOUT = 150  # less than the 200 s for which TFDS tries again and again to download
+
+
+# ---- reading a notebook
+
+
+def code_cells(notebook: NotebookNode) -> list[NotebookNode]:
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def has_tag(cell: NotebookNode, tag: str) -> bool:
+    return tag in cell.metadata.get("tags", [])
+
+
+def output_text(notebook: NotebookNode) -> str:
+    """All that the cells have printed or shown as text; pictures are left out."""
+    texts = []
+    for output in (output for cell in code_cells(notebook) for output in cell.outputs):
+        texts.append(output.get("text", ""))
+        data = output.get("data", {})
+        texts += [str(data[kind]) for kind in data if not kind.startswith("image/")]
+    return "\n".join(texts)
+
+
+def stderr_text(notebook: NotebookNode) -> str:
+    outputs = [output for cell in code_cells(notebook) for output in cell.outputs]
+    return "".join(output.text for output in outputs if output.get("name") == "stderr")
+
+
+def has_figure(cell: NotebookNode) -> bool:
+    return any("image/png" in output.get("data", {}) for output in cell.outputs)
+
+
+def heading_events(notebook: NotebookNode) -> list[tuple[int, str]]:
+    """(level, title) of every heading, and (0, "") for what stands between two of them."""
+    events = []
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            events.append((0, ""))
+            continue
+        fenced = False
+        for line in filter(str.strip, cell.source.splitlines()):
+            if line.lstrip().startswith("```"):
+                fenced = not fenced
+            heading = None if fenced else re.match(r"(#{1,6})(?:\s+(.*))?$", line)
+            level, title = (len(heading[1]), heading[2] or "") if heading else (0, "")
+            events.append((level, title.strip()))
+    return events
+
+
+# ---- judging its form: each function gives a list of problems
+
+
+def count_problems(notebook: NotebookNode) -> list[str]:
+    counts = [cell.execution_count for cell in code_cells(notebook)]
+    expected = list(range(1, len(counts) + 1))
+    return [] if counts == expected else [f"execution counts {counts}: run it afresh"]
+
+
+def output_problems(notebook: NotebookNode) -> list[str]:
+    outputs = [output for cell in code_cells(notebook) for output in cell.outputs]
+    problems = [f"error: {o.ename}: {o.evalue}" for o in outputs if o.output_type == "error"]
+    text = stderr_text(notebook)
+    return problems + ([f"stderr: {text[:2000]}"] if text else [])
+
+
+def metadata_problems(notebook: NotebookNode) -> list[str]:
+    problems = []
+    if "widgets" in notebook.metadata:  # GitHub then shows "Invalid Notebook"
+        problems.append("widget state in the metadata")
+    if notebook.metadata.get("kernelspec", {}).get("name") != "python3":
+        problems.append("the kernelspec is not python3")
+    return problems
+
+
+def parameter_problems(notebook: NotebookNode) -> list[str]:
+    tagged = [cell for cell in code_cells(notebook) if has_tag(cell, "parameters")]
+    if len(tagged) != 1:
+        return [f"{len(tagged)} code cells are tagged parameters, expected 1"]
+    names = re.findall(r"^(\w+)\s*(?::[^=\n]+)?=", tagged[0].source, re.M)
+    return [f"no parameter {name}" for name in ("FAST", "DATASETS") if name not in names]
+
+
+def length_problems(notebook: NotebookNode) -> list[str]:
+    problems = []
+    for number, cell in enumerate(code_cells(notebook), start=1):
+        lines = sum(1 for line in cell.source.splitlines() if line.strip())
+        if not 1 <= lines <= MAX_LINES:
+            problems.append(f"code cell {number} has {lines} lines, expected 1 to {MAX_LINES}")
+    return problems
+
+
+def order_problems(notebook: NotebookNode) -> list[str]:
+    kinds = "".join("c" if cell.cell_type == "code" else "t" for cell in notebook.cells)
+    return [f"cells {m.start()} on: three code cells in a row" for m in re.finditer("ccc", kinds)]
+
+
+def path_problems(notebook: NotebookNode) -> list[str]:
+    text = "\n".join(cell.source for cell in notebook.cells) + "\n" + output_text(notebook)
+    # Not inside of an address or of a longer path.
+    pattern = r"(?<![\w.:/~-])/(?:home|root|Users|tmp|work|var/folders)/\S*|\b[A-Z]:\\Users\S*"
+    return [f"a path of one machine: {path}" for path in re.findall(pattern, text)]
+
+
+def widget_problems(notebook: NotebookNode) -> list[str]:
+    # nbclient handles the messages of Output widgets, which `interact` makes too, in a racy way:
+    # now and then the cell never ends (jupyter/nbclient #312). Other widgets are safe.
+    text = "\n".join(cell.source for cell in code_cells(notebook))
+    found = re.findall(r"\b(?:interact(?:ive(?:_output)?|_manual)?|Output)\b(?=\(|$)", text, re.M)
+    return [f"{name}: may block a run, use HTML or Image with observe" for name in found]
+
+
+def heading_problems(notebook: NotebookNode) -> list[str]:
+    problems, last_level, empty = [], 0, None
+    for level, title in heading_events(notebook):
+        if level == 0:
+            empty = None
+            continue
+        if not title:
+            problems.append(f"a heading of level {level} without words")
+        if level > last_level + 1:
+            problems.append(f"{title!r}: level {level} after level {last_level}")
+        if level == 1 and last_level:
+            problems.append(f"{title!r}: a second title")
+        if empty:
+            problems.append(f"{empty!r}: nothing before the next heading")
+        last_level, empty = level, title
+    return problems + ([f"{empty!r}: nothing after it"] if empty else [])
+
+
+FORM_CHECKS = [
+    count_problems,
+    output_problems,
+    metadata_problems,
+    parameter_problems,
+    length_problems,
+    order_problems,
+    path_problems,
+    widget_problems,
+    heading_problems,
+]
+
+
+# ---- the form of the committed notebook
+
+
+@pytest.fixture(scope="module")
+def committed() -> NotebookNode:
+    return nbformat.read(NOTEBOOK, as_version=4)
+
+
+def test_notebook_is_valid(committed):
+    nbformat.validate(committed)
+
+
+def test_notebook_is_small():
+    assert NOTEBOOK.stat().st_size < MAX_BYTES
+
+
+@pytest.mark.parametrize("check", FORM_CHECKS, ids=lambda check: check.__name__)
+def test_notebook_has_no(check, committed):
+    assert check(committed) == []
+
+
+# ---- runs
+
+
+def with_parameters(notebook: NotebookNode, **parameters) -> NotebookNode:
+    """The notebook with a cell after the one tagged `parameters`, as papermill does it."""
+    [place] = [i for i, cell in enumerate(notebook.cells) if has_tag(cell, "parameters")]
+    source = "\n".join(f"{name} = {value!r}" for name, value in parameters.items())
+    injected = new_code_cell(source, metadata={"tags": ["injected-parameters"]})
+    cells = [*notebook.cells[: place + 1], injected, *notebook.cells[place + 1 :]]
+    return NotebookNode({**notebook, "cells": cells})
+
+
+def kernel_environment(**changes: str) -> dict[str, str]:
+    """A reader's environment: without what the tests have set to be quiet and to draw nothing."""
+    ours = {"TF_CPP_MIN_LOG_LEVEL", "MPLBACKEND", "TFDS_DATA_DIR"}
+    # In a process that has this one, ipykernel does not pass on what C++ code writes to stderr.
+    ours.add("PYTEST_CURRENT_TEST")
+    kept = {name: value for name, value in os.environ.items() if name not in ours}
+    # The kernel of this very Python, not one that the user has installed under the same name.
+    return {**kept, "JUPYTER_PREFER_ENV_PATH": "1", **changes}
+
+
+def run(
+    folder: Path, environment: dict[str, str], timeout: float = CELL_TIMEOUT, **parameters
+) -> NotebookNode:
+    """The notebook after a run in `folder`; its last output is the kernel's sys.prefix."""
+    for name in NEEDED:
+        if (ROOT / name).is_dir():
+            ignored = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(ROOT / name, folder / name, ignore=ignored)
+        elif (ROOT / name).exists():
+            shutil.copy(ROOT / name, folder / name)
+    notebook = with_parameters(nbformat.read(folder / NOTEBOOK.name, as_version=4), **parameters)
+    for cell in code_cells(notebook):
+        cell.outputs, cell.execution_count = [], None
+    notebook.cells.append(new_code_cell("import sys\nprint(sys.prefix)"))
+    client = NotebookClient(
+        notebook,
+        timeout=timeout,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(folder)}},
+    )
+    return client.execute(env=environment)
+
+
+@pytest.fixture(scope="module", params=[("digits",), ("mnist", "fashion_mnist")], ids="-".join)
+def executed(request, tmp_path_factory) -> NotebookNode:
+    """A quick run on one list of data sets, which has raised no error."""
+    changes = {}
+    if request.param != ("digits",):
+        changes["TFDS_DATA_DIR"] = str(request.getfixturevalue("shared_data"))
+    folder = tmp_path_factory.mktemp("run")
+    return run(folder, kernel_environment(**changes), FAST=True, DATASETS=request.param)
+
+
+@pytest.mark.slow
+def test_run_is_in_this_python(executed):
+    assert executed.cells[-1].outputs[0].text.strip() == sys.prefix
+
+
+@pytest.mark.slow
+def test_run_executes_every_cell(executed):
+    assert count_problems(executed) == []
+
+
+@pytest.mark.slow
+def test_run_has_neither_errors_nor_stderr(executed):
+    assert output_problems(executed) == []
+
+
+@pytest.mark.slow
+def test_run_draws_the_figures_of_the_committed_notebook(executed, committed):
+    ran = [cell for cell in code_cells(executed) if not has_tag(cell, "injected-parameters")]
+    expected = [number for number, cell in enumerate(code_cells(committed)) if has_figure(cell)]
+    assert expected, "the committed notebook has no figure"
+    assert [number for number in expected if not has_figure(ran[number])] == []
+
+
+@pytest.mark.slow
+def test_run_without_data_and_network_goes_on_with_digits_and_says_so(tmp_path_factory):
+    # Nothing listens on port 9, so every download is refused at once.
+    nowhere = "http://127.0.0.1:9"
+    proxies = {f"{kind}_proxy": nowhere for kind in ("http", "https", "all")}
+    proxies |= {name.upper(): nowhere for name in proxies}
+    environment = kernel_environment(
+        TFDS_DATA_DIR=str(tmp_path_factory.mktemp("no_data")),
+        no_proxy="",
+        NO_PROXY="",
+        **proxies,
+    )
+    folder = tmp_path_factory.mktemp("offline")
+    executed = run(folder, environment, timeout=OFFLINE_TIMEOUT, FAST=True)
+    assert output_problems(executed) == []
+    said = [line.lower() for line in output_text(executed).splitlines() if "digits" in line.lower()]
+    assert any(re.search(r"instead|network|offline|download|unavailable", line) for line in said)
+
+
+# ---- the checks themselves, on samples
+
+
+def sample(*cells: NotebookNode) -> NotebookNode:
+    """A notebook that passes every check, then `cells`."""
+    parameters = new_code_cell(
+        "FAST = False\nDATASETS = ('mnist',)",
+        execution_count=1,
+        metadata={"tags": ["parameters"]},
+    )
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    title = new_markdown_cell("# Title\nA promise.")
+    return new_notebook(cells=[title, parameters, *cells], metadata=kernel)
+
+
+def ran_cell(source: str = "1", count: int = 2, *outputs: NotebookNode) -> NotebookNode:
+    return new_code_cell(source, execution_count=count, outputs=list(outputs))
+
+
+def stream(name: str, text: str) -> NotebookNode:
+    return new_output("stream", name=name, text=text)
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [
+        [],
+        [new_markdown_cell("## Two\nWords.\n### Three\nWords.\n## Four"), ran_cell()],
+        [new_markdown_cell("## Code\n```\n# no heading\n```")],
+        [ran_cell("1\n\n" * MAX_LINES)],
+        [ran_cell("1"), new_markdown_cell("Words."), ran_cell("1", 3), ran_cell("2", 4)],
+        [ran_cell("1", 2, stream("stdout", "https://example.com/home/a and ../tmp/b"))],
+    ],
+)
+def test_good_form_has_no_problem(cells):
+    assert [problem for check in FORM_CHECKS for problem in check(sample(*cells))] == []
+
+
+@pytest.mark.parametrize(
+    ("check", "cells"),
+    [
+        (count_problems, [ran_cell("1", 3)]),
+        (count_problems, [ran_cell("1", None)]),
+        (output_problems, [ran_cell("1", 2, stream("stderr", "a warning"))]),
+        (
+            output_problems,
+            [ran_cell("1", 2, new_output("error", ename="E", evalue="", traceback=[]))],
+        ),
+        (length_problems, [ran_cell("1\n" * (MAX_LINES + 1))]),
+        (length_problems, [ran_cell(" ")]),
+        (order_problems, [ran_cell("1", 2), ran_cell("1", 3)]),
+        (path_problems, [ran_cell("open('/home/me/a')")]),
+        (path_problems, [ran_cell("1", 2, stream("stdout", "saved in /tmp/x/a.keras"))]),
+        (path_problems, [new_markdown_cell(r"C:\Users\me")]),
+        (
+            path_problems,
+            [ran_cell("1", 2, new_output("display_data", {"text/html": "<b>/root/a</b>"}))],
+        ),
+        (widget_problems, [ran_cell("widgets.interact(f, a=1)")]),
+        (widget_problems, [ran_cell("@interact\ndef f(a=1): ...")]),
+        (widget_problems, [ran_cell("out = widgets.Output()")]),
+        (heading_problems, [new_markdown_cell("### Three\nWords.")]),
+        (heading_problems, [new_markdown_cell("# Title again\nWords.")]),
+        (heading_problems, [new_markdown_cell("## Two"), new_markdown_cell("## Three\nWords.")]),
+        (heading_problems, [new_markdown_cell("## Last")]),
+        (heading_problems, [new_markdown_cell("##\nWords.")]),
+        (parameter_problems, [new_code_cell("A = 1", metadata={"tags": ["parameters"]})]),
+    ],
+)
+def test_bad_form_is_found(check, cells):
+    assert len(check(sample(*cells))) == 1
+
+
+def test_bad_metadata_is_found():
+    notebook = sample()
+    notebook.metadata = NotebookNode({"widgets": {}, "kernelspec": {"name": "my_env"}})
+    assert len(metadata_problems(notebook)) == 2
+
+
+def test_missing_parameters_are_found():
+    notebook = sample()
+    notebook.cells[1].source = "FAST = False"
+    assert parameter_problems(notebook) == ["no parameter DATASETS"]
+
+
+def test_parameters_are_injected_after_the_tagged_cell():
+    notebook = with_parameters(sample(ran_cell()), FAST=True, DATASETS=("digits",))
+    assert notebook.cells[2].source == "FAST = True\nDATASETS = ('digits',)"
+    assert [cell.cell_type for cell in notebook.cells] == ["markdown", "code", "code", "code"]
