@@ -18,7 +18,9 @@ COLAB = f"https://colab.research.google.com/github/{SLUG}/blob/{BRANCH}/{NOTEBOO
 BINDER = f"https://mybinder.org/v2/gh/{SLUG}/{BRANCH}?urlpath=lab/tree/{NOTEBOOK}"
 COMMANDS = {
     "report": "python -m pip install -r requirements.txt && "
-    f"python -m jupyter nbconvert --to html --execute --output-dir report {NOTEBOOK}",
+    "python -m jupyter nbconvert --to html --execute "
+    "--HTMLExporter.preprocessors=nbconvert.preprocessors.CoalesceStreamsPreprocessor "
+    f"--output-dir report {NOTEBOOK}",
     "test": "python -m pip install -r requirements.txt -r requirements-dev.txt && python -m pytest",
 }
 
