@@ -4,7 +4,8 @@
 
 Prunes 90 % of a kernel of 10 million float32 weights. All sides take turns in one run;
 medians of the repeats. torch and tensorflow-model-optimization are compared where they
-are installed; of tfmot the mask update itself runs, its wrapper refuses Keras 3.
+are installed (tfmot with tf_keras and TF_USE_LEGACY_KERAS=1); of tfmot the mask update
+itself runs, since its wrapper refuses Keras 3.
 """
 
 import importlib.util

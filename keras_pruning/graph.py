@@ -18,10 +18,10 @@ from keras import layers as kl
 __all__ = [
     "KernelLayer",
     "batch_norms_after",
-    "copy_compile_state",
     "copy_model",
     "kernel_layers",
     "linear_chain",
+    "loss_head",
 ]
 
 _CONV_TRANSPOSE = (kl.Conv1DTranspose, kl.Conv2DTranspose, kl.Conv3DTranspose)
@@ -151,10 +151,22 @@ def copy_model(model: keras.Model) -> keras.Model:
         ) from error
 
 
-def copy_compile_state(source: keras.Model, target: keras.Model) -> None:
-    """Compiles `target` with the optimizer settings, loss and metrics of `source`."""
-    with keras.saving.custom_object_scope(_custom_objects(source)):
-        target.compile_from_config(source.get_compile_config())
+def loss_head(model: keras.Model) -> keras.Model | None:
+    """Returns a model of no layers that takes outputs and has the loss and metrics of `model`.
+
+    `None` if the model is not compiled, or if its loss and metrics do not follow from its
+    outputs alone, since it overrides how they are computed.
+    """
+    steps = ("evaluate", "test_step", "compute_loss", "compute_metrics")
+    as_usual = all(getattr(type(model), step) is getattr(keras.Model, step) for step in steps)
+    if not (model.compiled and as_usual):
+        return None
+    identity = keras.layers.Identity(name=model.layers[-1].name)  # metrics may go by this name
+    head = keras.Sequential([keras.Input(model.output_shape[1:]), identity])
+    with keras.saving.custom_object_scope(_custom_objects(model)):
+        # Compiling a few sums with XLA takes longer than all of them together.
+        head.compile_from_config(model.get_compile_config() | {"jit_compile": False})
+    return head
 
 
 def linear_chain(model: keras.Model) -> list[keras.Layer] | None:

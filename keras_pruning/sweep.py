@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from keras_pruning.dense_chain import compact, forward, read_dense_chain
-from keras_pruning.graph import copy_compile_state, copy_model
+from keras_pruning.dense_chain import read_dense_chain
+from keras_pruning.graph import copy_model, loss_head
 from keras_pruning.masks import check_sparsity
 from keras_pruning.prune import (
     Scope,
@@ -22,8 +22,9 @@ from keras_pruning.prune import (
     unit_masks,
     weight_masks,
 )
+from keras_pruning.sparse import sparse_forward
 
-__all__ = ["METHODS", "SPARSITIES", "sparsity_sweep"]
+__all__ = ["METHODS", "SPARSITIES", "check_data", "evaluator", "sparsity_sweep"]
 
 SPARSITIES = (0.0, 0.25, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.97, 0.99)
 METHODS = ("weights", "units", "random_weights", "random_units")
@@ -51,8 +52,8 @@ def sparsity_sweep(
     """Returns what is left of a model at each sparsity, measured on (x, y).
 
     One copy of the model is made and compiled for the whole sweep. A chain of Dense
-    layers is evaluated as arrays without what pruning cut off, so that a point costs
-    less the more is gone; any other model by its own `evaluate`, traced once.
+    layers is evaluated without what pruning cut off, by `sparse_forward`, so that a
+    point costs less the more is gone; any other model by its own `evaluate`, traced once.
 
     Args:
         model: A built and compiled Keras model.
@@ -83,7 +84,7 @@ def sparsity_sweep(
         ValueError: If the model is not compiled or not built, x and y differ in
             length, or a method, sparsity or layer is unknown or out of range.
     """
-    _check_data(model, x, y)
+    check_data(model, x, y)
     if isinstance(repeats, bool) or not isinstance(repeats, int) or repeats < 1:
         raise ValueError(f"repeats must be a whole number from 1. Received: repeats={repeats!r}")
     if isinstance(layers, Mapping):
@@ -98,7 +99,7 @@ def sparsity_sweep(
     ]
     original = model.get_weights()
     scratch = copy_model(model)
-    evaluate = _evaluator(scratch, x, y, batch_size)
+    evaluate = evaluator(scratch, x, y, batch_size)
     dense: dict[str, float] = {}
     rows = []
     for method, sparsity, repeat in tqdm(
@@ -162,35 +163,21 @@ def _prune_by_function(
     scratch.set_weights(function(model, sparsity, seed=seed).get_weights())
 
 
-def _evaluator(
+def evaluator(
     scratch: keras.Model, x: Any, y: Any, batch_size: int
 ) -> Callable[[], dict[str, float]]:
     """Returns a function that measures the scratch model's present weights."""
-    is_chain = _evaluates_as_usual(scratch) and read_dense_chain(scratch) is not None
-    head = _head(scratch) if is_chain else None
+    is_chain = read_dense_chain(scratch) is not None
+    head = loss_head(scratch) if is_chain else None
 
     def evaluate() -> dict[str, float]:
         steps = read_dense_chain(scratch) if head else None
         if head is None or steps is None:
             return scratch.evaluate(x, y, batch_size=batch_size, verbose=0, return_dict=True)
         head.reset_metrics()
-        return head.test_on_batch(forward(compact(steps), np.asarray(x)), y, return_dict=True)
+        return head.test_on_batch(sparse_forward(steps, np.asarray(x)), y, return_dict=True)
 
     return evaluate
-
-
-def _head(model: keras.Model) -> keras.Model:
-    """Returns a model of no layers that takes outputs and has the loss and metrics of `model`."""
-    identity = keras.layers.Identity(name=model.layers[-1].name)  # metrics may go by this name
-    head = keras.Sequential([keras.Input(model.output_shape[1:]), identity])
-    copy_compile_state(model, head)
-    return head
-
-
-def _evaluates_as_usual(model: keras.Model) -> bool:
-    """Whether the model's loss and metrics follow from its outputs alone."""
-    steps = ("evaluate", "test_step", "compute_loss", "compute_metrics")
-    return all(getattr(type(model), step) is getattr(keras.Model, step) for step in steps)
 
 
 def _sizes(
@@ -209,7 +196,8 @@ def _sizes(
     }
 
 
-def _check_data(model: keras.Model, x: Any, y: Any) -> None:
+def check_data(model: keras.Model, x: Any, y: Any) -> None:
+    """Raises an error unless the model can be measured on (x, y)."""
     if not isinstance(model, keras.Model):
         raise TypeError(f"Expected a Keras model. Received: {type(model).__name__}")
     if not model.compiled:

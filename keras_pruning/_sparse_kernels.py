@@ -1,0 +1,245 @@
+"""Compiled loops of the sparse forward pass. Imports numba: import this module lazily.
+
+A block holds the activations of `width` examples as `(features, width)`, so that one
+weight meets `width` neighbouring floats. The running sums of a unit stay in vector
+registers, which plain numba cannot express: an array of sums lives in memory. Hence a
+numba type for a vector of floats, and the few operations on it. They are LLVM's generic
+vectors, which its code generator splits to the registers of any processor.
+
+Intrinsics and kernels are globals of the module: numba's cache misses those in closures.
+"""
+
+# numba passes an intrinsic its first argument, which the types of numba do not tell:
+# mypy: disable-error-code="call-arg, var-annotated"
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.core.datamodel import models
+from numba.extending import intrinsic, register_model
+
+__all__ = ["LANES", "forward_blocks", "multiply_dense", "multiply_sparse", "pack_kernel"]
+
+LANES = 16  # floats in one step of width: an AVX-512 register, two of AVX, four of SSE or NEON
+_ALIGNMENT = 64  # bytes, a cache line; a block that straddles lines costs up to 40 %
+
+
+class _Lanes(types.Type):
+    """A vector of `width` float32 values."""
+
+    def __init__(self, width: int) -> None:
+        self.width = width
+        super().__init__(name=f"Lanes({width})")
+
+
+@register_model(_Lanes)
+class _LanesModel(models.PrimitiveModel):
+    def __init__(self, manager: Any, lanes: _Lanes) -> None:
+        super().__init__(manager, lanes, _llvm_type(lanes))
+
+
+def _llvm_type(lanes: _Lanes) -> ir.VectorType:
+    return ir.VectorType(ir.FloatType(), lanes.width)
+
+
+def _jit(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compiles without the global lock; cached on disk, where a folder can be written."""
+    try:
+        return njit(nogil=True, cache=True)(function)
+    except RuntimeError:  # numba found no place for its cache
+        return njit(nogil=True)(function)
+
+
+@intrinsic
+def _splat(typing: Any, value: Any, like: Any) -> Any:
+    """A vector of one value; as wide as LANES times the length of the tuple `like`."""
+    lanes = _Lanes(LANES * len(like))
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return _broadcast(builder, args[0], lanes)
+
+    return lanes(types.float32, like), build
+
+
+@intrinsic
+def _load(typing: Any, array: Any, offset: Any, like: Any) -> Any:
+    """The vector at `array[offset]`, an aligned place."""
+    lanes = _Lanes(LANES * len(like))
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        place = _place(context, builder, signature.args[0], args[0], args[1], lanes)
+        return builder.load(place, align=_ALIGNMENT)
+
+    return lanes(array, types.intp, like), build
+
+
+@intrinsic
+def _store(typing: Any, array: Any, offset: Any, vector: Any) -> Any:
+    """Writes the vector to `array[offset]`, an aligned place."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        place = _place(context, builder, signature.args[0], args[0], args[1], vector)
+        builder.store(args[2], place, align=_ALIGNMENT)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, vector), build
+
+
+@intrinsic
+def _multiply_add(typing: Any, weight: Any, vector: Any, sums: Any) -> Any:
+    """`weight * vector + sums`, fused where the processor can."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kind = _llvm_type(sums)
+        name = f"llvm.fmuladd.v{sums.width}f32"
+        function = ir.FunctionType(kind, [kind] * 3)
+        fused = cgutils.get_or_insert_function(builder.module, function, name)
+        return builder.call(fused, [_broadcast(builder, args[0], sums), args[1], args[2]])
+
+    return sums(types.float32, vector, sums), build
+
+
+@intrinsic
+def _relu(typing: Any, vector: Any) -> Any:
+    """The vector with its negative values set to zero; NaN stays."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        zero = ir.Constant(_llvm_type(vector), None)
+        negative = builder.fcmp_ordered("<", args[0], zero)
+        return builder.select(negative, zero, args[0])
+
+    return vector(vector), build
+
+
+def _broadcast(builder: Any, value: Any, lanes: _Lanes) -> Any:
+    kind = _llvm_type(lanes)
+    undefined = ir.Constant(kind, ir.Undefined)
+    first = builder.insert_element(undefined, value, ir.Constant(ir.IntType(32), 0))
+    every = ir.Constant(ir.VectorType(ir.IntType(32), lanes.width), [0] * lanes.width)
+    return builder.shuffle_vector(first, undefined, every)
+
+
+def _place(
+    context: Any, builder: Any, array_type: Any, array: Any, offset: Any, lanes: _Lanes
+) -> Any:
+    data = context.make_array(array_type)(context, builder, array).data
+    return builder.bitcast(builder.gep(data, [offset]), _llvm_type(lanes).as_pointer())
+
+
+@_jit
+def forward_blocks(x, y, layers, starts, indices, values, bias, front, back, like):
+    """Sends the examples through all layers, a block of them at a time.
+
+    Args:
+        x: Inputs, float32 `(examples, inputs)`.
+        y: Outputs, float32 `(examples, units)`, written.
+        layers: int64 `(layers, 4)`: inputs, units, inputs a chunk, whether relu follows.
+        starts: int64; where each unit's weights begin, by layer, chunk and unit.
+        indices: uint16; a weight's input, counted from the start of its chunk.
+        values: float32; the weights.
+        bias: float32; of all layers, one after the other.
+        front: Room for a block, float32, aligned.
+        back: Room for another.
+        like: A tuple; its length tells the width of a block, in steps of LANES.
+    """
+    width = LANES * len(like)
+    for top in range(0, len(x), width):
+        rows = min(width, len(x) - top)
+        for row in range(rows):  # (rows, inputs) -> (inputs, width)
+            for feature in range(x.shape[1]):
+                front[feature * width + row] = x[top + row, feature]
+        for row in range(rows, width):
+            for feature in range(x.shape[1]):
+                front[feature * width + row] = 0
+        segment = 0
+        first_unit = 0
+        for layer in range(len(layers)):
+            inputs, units, chunk, relu = layers[layer]
+            for begin in range(0, max(inputs, 1), chunk):
+                is_first = begin == 0
+                rectify = relu != 0 and begin + chunk >= inputs
+                for unit in range(units):
+                    if is_first:
+                        sums = _splat(bias[first_unit + unit], like)
+                    else:
+                        sums = _load(back, unit * width, like)
+                    # Unsigned: numba need not ask each index whether it counts from the end.
+                    for k in range(np.uint64(starts[segment]), np.uint64(starts[segment + 1])):
+                        activations = _load(front, (begin + np.intp(indices[k])) * width, like)
+                        sums = _multiply_add(values[k], activations, sums)
+                    if rectify:
+                        sums = _relu(sums)
+                    _store(back, unit * width, sums)
+                    segment += 1
+            first_unit += units
+            front, back = back, front
+        for row in range(rows):  # (units, width) -> (rows, units)
+            for unit in range(y.shape[1]):
+                y[top + row, unit] = front[unit * width + row]
+
+
+@_jit
+def pack_kernel(kernel, chunk, segment, starts, indices, values):
+    """Writes a kernel's weights, unit by unit within each chunk of inputs.
+
+    Args:
+        kernel: float32 `(inputs, units)`.
+        chunk: Inputs a chunk, at most 65,536.
+        segment: This kernel's first place in `starts`; what stands there is where its
+            weights begin.
+        starts: See `forward_blocks`; written.
+        indices: See `forward_blocks`; written.
+        values: See `forward_blocks`; written.
+    """
+    inputs, units = kernel.shape
+    counts = np.empty(units, np.int32)
+    place = np.empty(units, np.int64)
+    for begin in range(0, max(inputs, 1), chunk):
+        end = min(begin + chunk, inputs)
+        counts[:] = 0
+        for i in range(begin, end):
+            for unit in range(units):
+                counts[unit] += kernel[i, unit] != 0
+        for unit in range(units):
+            place[unit] = starts[segment]
+            segment += 1
+            starts[segment] = place[unit] + counts[unit]
+        for i in range(begin, end):
+            for unit in range(units):
+                if kernel[i, unit] != 0:
+                    values[place[unit]] = kernel[i, unit]
+                    indices[place[unit]] = i - begin
+                    place[unit] += 1
+
+
+@_jit
+def multiply_sparse(x, starts, indices, values, y):
+    """Adds the product of one example `(inputs,)` and CSR rows to y; skips inputs of zero."""
+    for i in range(len(x)):
+        if x[i] != 0:
+            for k in range(np.uint64(starts[i]), np.uint64(starts[i + 1])):
+                y[indices[k]] += x[i] * values[k]
+
+
+@_jit
+def multiply_dense(x, kernel, y):
+    """Adds the product of one example `(inputs,)` and a kernel to y; skips inputs of zero."""
+    active = np.empty(len(x), np.int64)
+    count = 0
+    for i in range(len(x)):
+        active[count] = i
+        count += x[i] != 0
+    fours = count // 4 * 4  # four rows at a time, so that y is read and written less
+    for k in range(0, fours, 4):
+        a, b, c, d = active[k], active[k + 1], active[k + 2], active[k + 3]
+        for unit in range(len(y)):
+            y[unit] += (x[a] * kernel[a, unit] + x[b] * kernel[b, unit]) + (
+                x[c] * kernel[c, unit] + x[d] * kernel[d, unit]
+            )
+    for k in range(fours, count):
+        for unit in range(len(y)):
+            y[unit] += x[active[k]] * kernel[active[k], unit]
