@@ -1,15 +1,31 @@
 """Prune any Keras 3 model: by weight magnitude or by unit norm, for real."""
 
-from keras_pruning.masks import unit_mask, weight_mask
+from keras_pruning.finetune import GradualPruning, KeepZeros, keep_zeros, polynomial_sparsity
+from keras_pruning.iterative import prune_iteratively, rewind
+from keras_pruning.masks import n_of_m_mask, unit_mask, weight_mask
 from keras_pruning.prune import prunable_layers, prune_units, prune_weights, summary
+from keras_pruning.sensitivity import sensitivity_sweep, suggest_sparsities
+from keras_pruning.sparse import SparseModel
 from keras_pruning.sweep import sparsity_sweep
+from keras_pruning.taylor import taylor_scores
 
 __all__ = [
+    "GradualPruning",
+    "KeepZeros",
+    "SparseModel",
+    "keep_zeros",
+    "n_of_m_mask",
+    "polynomial_sparsity",
     "prunable_layers",
+    "prune_iteratively",
     "prune_units",
     "prune_weights",
+    "rewind",
+    "sensitivity_sweep",
     "sparsity_sweep",
+    "suggest_sparsities",
     "summary",
+    "taylor_scores",
     "unit_mask",
     "weight_mask",
 ]

@@ -22,6 +22,8 @@ __all__ = [
     "check_sparsity",
     "masks_by_magnitude",
     "masks_by_score",
+    "n_of_m_mask",
+    "n_of_m_mask_by_score",
     "num_pruned",
     "unit_mask",
     "unit_norms",
@@ -97,6 +99,44 @@ def unit_mask(
     norms = unit_norms(kernel, order=order, axis=axis)
     (mask,) = masks_by_score([norms], num_pruned(norms.size, sparsity, at_least_one_left=True))
     return mask
+
+
+def n_of_m_mask(kernel: npt.ArrayLike, n: int, m: int, *, axis: int = -2) -> BoolArray:
+    """Returns the mask that keeps the `n` largest magnitudes of every `m` in a row.
+
+    The groups are m consecutive entries along the input axis, over which a layer sums:
+    of a Dense kernel `(in_features, units)` and of a convolution's `(*window,
+    in_channels, filters)` the last but one. NVIDIA's sparse tensor cores take 2:4 along
+    that axis (Mishra et al. 2021, "Accelerating Sparse Deep Neural Networks"), and so do
+    the kernels that tfmot's `sparsity_m_by_n` makes (`weights_rearrange` in its
+    pruning_utils.py); its m counts the zeros, here n counts what stays.
+
+    Args:
+        kernel: Array of two axes or more, of a floating type, no NaN.
+        n: How many entries of a group stay, in [1, m - 1].
+        m: Size of a group; divides the size of the axis.
+        axis: The input axis.
+
+    Returns:
+        Boolean array of the kernel's shape, `True` = keep. Among equal magnitudes the
+        first of the group go first.
+
+    Raises:
+        TypeError: If `kernel` is not of a floating type.
+        ValueError: If `n` or `m` is out of range, `m` does not divide the axis, or
+            `kernel` holds NaN or has fewer than two axes.
+
+    Example:
+    >>> n_of_m_mask([[0.1], [-3.0], [2.0], [0.5]], 2, 4).ravel()
+    array([False,  True,  True, False])
+    """
+    kernel = check_floats(kernel, "kernel")
+    return _n_of_m_by_key(_magnitude_keys(np.ascontiguousarray(kernel)), n, m, axis)
+
+
+def n_of_m_mask_by_score(scores: FloatArray, n: int, m: int, *, axis: int = -2) -> BoolArray:
+    """Returns the mask that keeps the `n` highest scores of every `m`, as `n_of_m_mask`."""
+    return _n_of_m_by_key(_ordered_keys(np.ascontiguousarray(scores)), n, m, axis)
 
 
 def unit_norms(
@@ -231,6 +271,30 @@ def _masks_by_key(
     return [
         part.reshape(array.shape) for part, array in zip(np.split(kept, ends), arrays, strict=True)
     ]
+
+
+def _n_of_m_by_key(keys: npt.NDArray[Any], n: int, m: int, axis: int) -> BoolArray:
+    whole = all(isinstance(k, numbers.Integral) and not isinstance(k, bool) for k in (n, m))
+    if not whole or not 0 < n < m:
+        raise ValueError(
+            "A pattern n:m keeps n of every m weights, whole numbers with 0 < n < m. "
+            f"Received: n={n!r}, m={m!r}"
+        )
+    if keys.ndim < 2:
+        raise ValueError(
+            f"A kernel needs an input axis and an output axis. Received: shape {keys.shape}"
+        )
+    if keys.shape[axis] % m:
+        raise ValueError(
+            f"m={m} must divide the input axis of the kernel, which has {keys.shape[axis]} "
+            f"entries in shape {keys.shape}. Received: pattern {n}:{m}"
+        )
+    columns = np.moveaxis(keys, axis, -1)
+    groups = columns.reshape(-1, m)
+    mask = np.ones(groups.shape, bool)
+    lowest = np.argsort(groups, axis=1, kind="stable")[:, : m - n]
+    np.put_along_axis(mask, lowest, False, axis=1)
+    return np.ascontiguousarray(np.moveaxis(mask.reshape(columns.shape), -1, axis))
 
 
 def _common_dtype(arrays: Sequence[FloatArray]) -> np.dtype[Any]:

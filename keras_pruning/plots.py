@@ -36,6 +36,7 @@ __all__ = [
     "plot_images",
     "plot_masks",
     "plot_matrix",
+    "plot_sensitivity",
     "plot_units_as_images",
     "plot_weight_histograms",
 ]
@@ -163,6 +164,60 @@ def plot_accuracy_panels(
         _name_lines(ax, table, unnamed)
         unnamed = {name: unnamed[name] for name in unnamed if name not in set(table["method"])}
     return figure
+
+
+def plot_sensitivity(
+    table: pd.DataFrame,
+    *,
+    ax: Axes | None = None,
+    title: str | None = None,
+    chance: float | None = None,
+) -> Axes:
+    """Draw accuracy against the sparsity of one layer alone, one named line a layer.
+
+    A line that falls early is a layer that can hardly be touched. The layers go from dark blue,
+    the first of the table, to yellow, the last. The axes are those of `plot_accuracy`.
+
+    Args:
+        table: What `sensitivity_sweep` returns: one row a measurement, with the columns `layer`
+            (str), `sparsity` and `accuracy` (both floats in [0, 1]).
+        ax: Where to draw; a new pyplot figure if None.
+        title: Title of the axes.
+        chance: Accuracy of guessing, in [0, 1], drawn as a dotted line.
+
+    Returns:
+        The axes, both axes in percent.
+
+    Raises:
+        TypeError: If `table` is no DataFrame.
+        ValueError: If a column is missing, the table is empty, or a value lies outside [0, 1].
+
+    Example:
+        >>> import pandas as pd
+        >>> from matplotlib.figure import Figure
+        >>> table = pd.DataFrame({"sparsity": [0, 0.5, 0.9], "accuracy": [0.98, 0.97, 0.6]})
+        >>> ax = plot_sensitivity(table.assign(layer="hidden_1"), ax=Figure().subplots())
+        >>> ax.get_lines()[-1].get_label()
+        'hidden_1'
+    """
+    _check_frame(table)
+    if "layer" not in table:
+        raise ValueError(
+            f"table lacks the column 'layer'; it has {list(table.columns)}. Expected one row a "
+            "measurement, as `sensitivity_sweep` returns it."
+        )
+    by_layer = table.assign(method=table["layer"].astype(str))
+    _check_table(by_layer)
+    _check_chance(chance)
+    ax = _new_axes((7.2, 4.3)) if ax is None else ax
+    styles = _layer_styles(list(dict.fromkeys(by_layer["method"])))
+    _draw_accuracy(ax, by_layer, styles, chance)
+    ax.set_xlabel("sparsity of this layer alone (%), stretched towards 100 %")
+    ax.set_ylabel(_accuracy_label([by_layer]))
+    _name_lines(ax, by_layer, styles)
+    if title:
+        ax.set_title(title, loc="left")
+    return ax
 
 
 def plot_weight_histograms(
@@ -456,6 +511,19 @@ def _styles_of(tables: Iterable[pd.DataFrame]) -> dict[str, dict[str, Any]]:
     methods = dict.fromkeys(method for table in tables for method in table["method"])
     spare = itertools.cycle(_SPARE_STYLES)
     return {name: _METHOD_STYLES.get(name) or next(spare) for name in methods}
+
+
+def _layer_styles(names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Return the look of each layer: colours in the order of the layers, markers by turns."""
+    from matplotlib import colormaps
+    from matplotlib.colors import to_hex
+
+    shades = colormaps["viridis"](np.linspace(0, 0.9, len(names)))  # the last yellow is too pale
+    markers = itertools.cycle("os^Dv")
+    return {
+        name: {"color": to_hex(shade), "marker": marker, "linestyle": "-"}
+        for name, shade, marker in zip(names, shades, markers, strict=False)
+    }
 
 
 def _draw_accuracy(

@@ -20,6 +20,7 @@ from keras_pruning.masks import (
     check_sparsity,
     masks_by_magnitude,
     masks_by_score,
+    n_of_m_mask_by_score,
     num_pruned,
     unit_norms,
 )
@@ -36,7 +37,11 @@ __all__ = [
 ]
 
 Scope = Literal["layer", "global"]
-Score = Literal["magnitude", "random"] | Callable[[npt.NDArray[Any]], npt.ArrayLike]
+Score = (
+    Literal["magnitude", "random"]
+    | Callable[[npt.NDArray[Any]], npt.ArrayLike]
+    | Mapping[str, Any]  # layer name to scores
+)
 Layers = Iterable[str] | Mapping[str, float] | None
 BoolArray = npt.NDArray[np.bool_]
 
@@ -47,6 +52,7 @@ def prune_weights(
     *,
     scope: Scope = "layer",
     score: Score = "magnitude",
+    pattern: tuple[int, int] | None = None,
     layers: Layers = None,
     seed: int | None = None,
 ) -> keras.Model:
@@ -63,8 +69,12 @@ def prune_weights(
             `layers` is a dict.
         scope: "layer": each layer loses the same share; "global": all layers are
             ranked together.
-        score: "magnitude", "random" (the control), or a function from a kernel to
-            scores of its shape; the lowest go first.
+        score: "magnitude", "random" (the control), a function from a kernel to scores
+            of its shape, or a dict of layer name to an array of scores a kernel, as
+            `taylor_scores` returns it; the lowest go first.
+        pattern: `(n, m)`: of every m consecutive weights along the input axis n stay,
+            as in `n_of_m_mask`; (2, 4) is what NVIDIA's sparse tensor cores take. Then
+            `sparsity` may be left out, for all that the pattern prunes, or be lower.
         layers: Names of the layers to prune (as `prunable_layers` gives them), or a
             dict of name to sparsity. By default all but the output layer.
         seed: Seed of `score="random"`.
@@ -76,7 +86,8 @@ def prune_weights(
         TypeError: If an argument is of the wrong type, or a kernel not of a floating
             type.
         ValueError: If the model is not built, a layer is unknown, the sparsity
-            outside [0, 1], a kernel or score holds NaN, or an option unknown.
+            outside [0, 1] or above what the pattern prunes, a kernel or score holds
+            NaN, the pattern does not divide a kernel, or an option is unknown.
 
     Example:
     >>> dense = keras.layers.Dense
@@ -85,7 +96,9 @@ def prune_weights(
     >>> summary(pruned)["sparsity"].tolist()
     [0.75, 0.0]
     """
-    masks = weight_masks(model, sparsity, scope=scope, score=score, layers=layers, seed=seed)
+    masks = weight_masks(
+        model, sparsity, scope=scope, score=score, pattern=pattern, layers=layers, seed=seed
+    )
     pruned = copy_model(model)
     apply_weight_masks(pruned, masks)
     return pruned
@@ -117,8 +130,10 @@ def prune_units(
         scope: "layer": each layer loses the same share; "global": all layers are
             ranked together, the scores divided by their layer's mean, so that layers
             with small norms are not wiped out.
-        score: "magnitude" (the norm), "random" (the control), or a function from a
-            kernel `(..., units)` to scores `(units,)`; the lowest go first.
+        score: "magnitude" (the norm), "random" (the control), a function from a
+            kernel `(..., units)` to scores `(units,)`, or a dict of layer name to an
+            array of scores `(units,)`, as `taylor_scores` returns it; the lowest go
+            first.
         order: Order p of the norm; a positive number or `inf`.
         layers: Names of the layers to prune, or a dict of name to sparsity. By
             default all Dense and convolutional layers but the output layer.
@@ -186,12 +201,15 @@ def weight_masks(
     *,
     scope: Scope = "layer",
     score: Score = "magnitude",
+    pattern: tuple[int, int] | None = None,
     layers: Layers = None,
     seed: int | None = None,
 ) -> dict[str, list[BoolArray]]:
     """Returns the masks that `prune_weights` applies: layer name to a mask a kernel."""
     _check_choice("scope", scope, ("layer", "global"))
     _check_score(score)
+    if pattern is not None and sparsity is None and not isinstance(layers, Mapping):
+        sparsity = _pattern_sparsity(pattern)
     chosen = _choose(model, sparsity, layers, scope, units=False)
     groups = [list(chosen)] if scope == "global" else [[name] for name in chosen]
     rng = np.random.default_rng(seed)
@@ -199,10 +217,14 @@ def weight_masks(
     for names in groups:
         kernels = [k for name in names for k in _kernel_arrays(chosen[name][0])]
         count = num_pruned(sum(k.size for k in kernels), chosen[names[0]][1])
-        if score == "magnitude":
+        if score == "magnitude" and pattern is None:
             flat = iter(masks_by_magnitude(kernels, count))
         else:
-            flat = iter(masks_by_score([_weight_scores(k, score, rng) for k in kernels], count))
+            scores = [s for name in names for s in _weight_scores(chosen[name][0], score, rng)]
+            if pattern is not None:
+                entries = [chosen[name][0] for name in names]
+                scores = _scores_in_pattern(entries, scores, pattern, count)
+            flat = iter(masks_by_score(scores, count))
         masks |= {name: [next(flat) for _ in chosen[name][0].kernels] for name in names}
     return masks
 
@@ -327,14 +349,77 @@ def _kernel_array(entry: KernelLayer, variable: keras.Variable) -> npt.NDArray[A
 
 
 def _weight_scores(
-    kernel: npt.NDArray[Any], score: Score, rng: np.random.Generator
-) -> npt.NDArray[Any]:
-    if callable(score):
-        scores = _called_score(score, kernel, kernel.shape)
+    entry: KernelLayer, score: Score, rng: np.random.Generator
+) -> list[npt.NDArray[Any]]:
+    kernels = _kernel_arrays(entry)
+    if isinstance(score, Mapping):
+        given = _given_scores(score, entry)
+        arrays = given if isinstance(given, (list, tuple)) else [given]
+        scores = _checked_scores(entry, arrays, [kernel.shape for kernel in kernels])
+    elif callable(score):
+        scores = [_called_score(score, kernel, kernel.shape) for kernel in kernels]
+    elif score == "random":
+        scores = [rng.random(kernel.shape, np.float32) for kernel in kernels]
     else:
-        scores = rng.random(kernel.shape, np.float32)
-    scores[kernel == 0] = -math.inf  # already pruned
+        scores = [np.abs(kernel) for kernel in kernels]
+    for array, kernel in zip(scores, kernels, strict=True):
+        array[kernel == 0] = -math.inf  # already pruned
     return scores
+
+
+def _scores_in_pattern(
+    entries: Sequence[KernelLayer],
+    scores: Sequence[npt.NDArray[Any]],
+    pattern: tuple[int, int],
+    count: int,
+) -> list[npt.NDArray[Any]]:
+    """Returns the scores, infinite where the pattern keeps the weight."""
+    _pattern_sparsity(pattern)
+    kernels = [(entry, variable) for entry in entries for variable in entry.kernels]
+    ranked = []
+    for (entry, variable), array in zip(kernels, scores, strict=True):
+        axis = _input_axis(entry, variable)
+        try:
+            kept = n_of_m_mask_by_score(array, *pattern, axis=axis)
+        except ValueError as error:
+            raise ValueError(
+                f"The pattern does not fit the {variable.name} of layer '{entry.name}': {error}. "
+                "Leave the layer out by `layers=[names]`."
+            ) from error
+        ranked.append(np.where(kept, np.inf, array).astype(array.dtype))
+    prunable = sum(int(np.count_nonzero(array < np.inf)) for array in ranked)
+    if count > prunable:
+        raise ValueError(
+            f"The pattern {pattern} prunes {prunable} weights of {[e.name for e in entries]} "
+            f"at most, a sparsity of {_pattern_sparsity(pattern):.3g}; {count} were asked for. "
+            "Leave out `sparsity`, or lower it."
+        )
+    return ranked
+
+
+def _input_axis(entry: KernelLayer, variable: keras.Variable) -> int:
+    """The axis of a kernel over which its layer sums."""
+    sums = entry.has_units or isinstance(entry.layer, keras.layers.RNN)
+    if not sums or variable.name == "depthwise_kernel":
+        raise ValueError(
+            f"The {variable.name} of layer '{entry.name}' ({type(entry.layer).__name__}) has no "
+            "axis for an n:m pattern, which Dense, convolutional and recurrent kernels have. "
+            "Leave the layer out by `layers=[names]`."
+        )
+    return -1 if entry.unit_axis == -2 else -2  # a transposed convolution has them swapped
+
+
+def _pattern_sparsity(pattern: tuple[int, int]) -> float:
+    if not isinstance(pattern, (tuple, list)) or len(pattern) != 2:
+        raise ValueError(f"pattern must be a pair (n, m), as (2, 4). Received: {pattern!r}")
+    n, m = pattern
+    whole = all(isinstance(k, int) and not isinstance(k, bool) for k in pattern)
+    if not whole or not 0 < n < m:
+        raise ValueError(
+            "pattern (n, m) keeps n of every m weights, whole numbers with 0 < n < m. "
+            f"Received: pattern={pattern!r}"
+        )
+    return (m - n) / m
 
 
 def _unit_scores(
@@ -344,7 +429,9 @@ def _unit_scores(
     norms = unit_norms(kernel, order=order)
     if score == "magnitude":
         return norms
-    if callable(score):
+    if isinstance(score, Mapping):
+        (scores,) = _checked_scores(entry, [_given_scores(score, entry)], [norms.shape])
+    elif callable(score):
         scores = _called_score(score, kernel, norms.shape)
     else:
         scores = rng.random(norms.shape)
@@ -364,6 +451,26 @@ def _called_score(
             f"Received: scores of shape {scores.shape}"
         )
     return check_floats(scores, "The array that score returned")
+
+
+def _given_scores(score: Mapping[str, Any], entry: KernelLayer) -> Any:
+    if entry.name not in score:
+        raise ValueError(
+            f"score has no scores for layer '{entry.name}'. It has them for: {list(score)}"
+        )
+    return score[entry.name]
+
+
+def _checked_scores(
+    entry: KernelLayer, arrays: Sequence[npt.ArrayLike], shapes: Sequence[tuple[int, ...]]
+) -> list[npt.NDArray[Any]]:
+    scores = [np.array(array) for array in arrays]  # copies: the pruned get the lowest score
+    if [array.shape for array in scores] != list(shapes):
+        raise ValueError(
+            f"score must hold scores of shapes {list(shapes)} for layer '{entry.name}'. "
+            f"Received: {[array.shape for array in scores]}"
+        )
+    return [check_floats(array, f"score of layer '{entry.name}'") for array in scores]
 
 
 def _global_unit_masks(
@@ -414,5 +521,5 @@ def _check_choice(name: str, value: object, known: Sequence[str]) -> None:
 
 
 def _check_score(score: Score) -> None:
-    if not callable(score):
+    if not callable(score) and not isinstance(score, Mapping):
         _check_choice("score", score, ("magnitude", "random"))

@@ -13,6 +13,8 @@ from hypothesis.extra import numpy as hnp
 from keras_pruning.masks import (
     masks_by_magnitude,
     masks_by_score,
+    n_of_m_mask,
+    n_of_m_mask_by_score,
     num_pruned,
     unit_mask,
     unit_norms,
@@ -258,3 +260,58 @@ def test_order_must_be_positive(order):
 def test_a_scalar_has_no_units():
     with pytest.raises(ValueError, match="no units"):
         unit_mask(np.float32(1), 0.5)
+
+
+# Patterns n of m
+
+
+def test_the_largest_of_every_group_along_the_input_axis_stay():
+    kernel = [[0.1, 4.0], [-3.0, 0.5], [2.0, -0.6], [0.5, 1.0]]
+    assert n_of_m_mask(kernel, 2, 4).tolist() == [[0, 1], [1, 0], [1, 0], [0, 1]]
+    assert n_of_m_mask(kernel, 1, 2).tolist() == [[0, 1], [1, 0], [1, 0], [0, 1]]
+    assert n_of_m_mask(kernel, 1, 4).tolist() == [[0, 1], [1, 0], [0, 0], [0, 0]]
+    assert n_of_m_mask(kernel, 1, 2, axis=-1).tolist() == [[0, 1], [1, 0], [1, 0], [0, 1]]
+
+
+def test_of_equal_magnitudes_the_first_of_the_group_go_first():
+    assert n_of_m_mask(-np.ones((4, 1)), 2, 4).ravel().tolist() == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_groups_of_a_convolution_lie_along_its_input_channels(dtype):
+    # As tfmot does it: transposed to (filters, height, width, channels), then rows of four.
+    kernel = np.random.default_rng(0).normal(size=(3, 2, 8, 5)).astype(dtype)
+    rows = np.abs(kernel.astype(float)).transpose(3, 0, 1, 2).reshape(-1, 4)
+    expected = np.zeros(rows.shape, bool)
+    for row, mask in zip(rows, expected, strict=True):
+        mask[np.lexsort((np.arange(4), row))[2:]] = True
+    mask = n_of_m_mask(kernel, 2, 4)
+    np.testing.assert_array_equal(mask.transpose(3, 0, 1, 2).reshape(-1, 4), expected)
+
+
+@given(kernels(min_dims=2), st.integers(2, 6), st.data())
+def test_every_group_keeps_n(kernel, m, data):
+    n = data.draw(st.integers(1, m - 1))
+    kernel = np.repeat(kernel, m, axis=-2)
+    groups = np.moveaxis(n_of_m_mask(kernel, n, m), -2, -1).reshape(-1, m)
+    assert (groups.sum(axis=1) == n).all()
+
+
+def test_scores_are_ranked_with_their_sign():
+    scores = np.array([[-1.0], [0.5], [-INF], [0.0]])
+    assert n_of_m_mask_by_score(scores, 2, 4).ravel().tolist() == [0, 1, 0, 1]
+
+
+@pytest.mark.parametrize(
+    "shape, n, m, message",
+    [
+        ((6, 3), 2, 4, r"m=4 must divide the input axis.*6 entries in shape \(6, 3\)"),
+        ((4, 3), 4, 4, "0 < n < m. Received: n=4, m=4"),
+        ((4, 3), 0, 4, "n=0, m=4"),
+        ((4, 3), 1.0, 2, "n=1.0, m=2"),
+        ((4,), 2, 4, r"input axis and an output axis. Received: shape \(4,\)"),
+    ],
+)
+def test_a_pattern_that_does_not_fit_is_refused(shape, n, m, message):
+    with pytest.raises(ValueError, match=message):
+        n_of_m_mask(np.ones(shape), n, m)

@@ -392,3 +392,82 @@ def test_a_quantized_kernel_is_refused():
     model.quantize("int8")
     with pytest.raises(TypeError, match="layer 'hidden_1'.*Prune before quantizing"):
         kp.prune_weights(model, 0.5)
+
+
+# Patterns n of m
+
+
+def test_two_of_four_inputs_of_each_unit_stay():
+    model = with_kernel([[0.1, 4.0], [-3.0, 0.5], [2.0, -0.6], [0.5, 1.0]])
+    pruned = kp.prune_weights(model, pattern=(2, 4))
+    assert kernel(pruned).tolist() == [[0, 4], [-3, 0], [2, 0], [0, 1]]
+
+
+@pytest.mark.parametrize(
+    "layer, shape, axis",
+    [
+        (kl.Dense(6), (8,), -2),
+        (kl.Conv2D(6, 3), (6, 6, 8), -2),
+        (kl.Conv2D(6, 3, groups=2), (6, 6, 8), -2),
+        (kl.Conv2DTranspose(6, 3), (6, 6, 8), -1),
+        (kl.LSTM(8), (5, 4), -2),
+    ],
+)
+def test_the_groups_lie_along_the_axis_that_the_layer_sums_over(layer, shape, axis):
+    model = keras.Sequential([keras.Input(shape), layer, kl.Flatten(), kl.Dense(2)])
+    pruned = kp.prune_weights(model, pattern=(2, 4)).layers[0]
+    kernels = [w for w in pruned.get_weights() if w.ndim > 1]
+    for values in kernels:
+        groups = np.moveaxis(values, axis, -1).reshape(-1, 4)
+        assert (np.count_nonzero(groups, axis=1) == 2).all()
+
+
+def test_a_lower_sparsity_prunes_the_smallest_of_what_the_pattern_prunes():
+    model = dense_network(10, 3)
+    full = kernel(kp.prune_weights(model, pattern=(2, 4))) == 0
+    part = kernel(kp.prune_weights(model, 0.25, pattern=(2, 4))) == 0
+    assert part.sum() == 20
+    assert not (part & ~full).any()
+    magnitudes = np.abs(kernel(model))
+    assert magnitudes[part].max() <= magnitudes[full & ~part].min()
+
+
+def test_a_pattern_goes_with_scores_with_scope_and_with_a_dict():
+    model = with_kernel([[1.0], [2.0], [3.0], [4.0]])
+    pruned = kp.prune_weights(model, pattern=(1, 4), score=np.negative)
+    assert kernel(pruned).ravel().tolist() == [1, 0, 0, 0]
+    model = dense_network(8, 8, 3)
+    overall = kp.prune_weights(model, 0.4, scope="global", pattern=(2, 4))
+    assert sum(column(overall, "zeros").values()) == round(0.4 * 128)
+    some = kp.prune_weights(model, layers={"hidden_1": 0.5, "hidden_2": 0.25}, pattern=(2, 4))
+    assert column(some, "sparsity") == {"hidden_1": 0.5, "hidden_2": 0.25, "logits": 0}
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"pattern": (2, 3)}, "kernel of layer 'hidden_1'.*m=3 must divide.*Leave the layer out"),
+        ({"pattern": (4, 2)}, r"0 < n < m. Received: pattern=\(4, 2\)"),
+        ({"pattern": "2:4"}, "pattern must be a pair.*'2:4'"),
+        ({"pattern": (2, 4), "sparsity": 0.6}, "prunes 20 weights .* a sparsity of 0.5; 24 were"),
+    ],
+)
+def test_a_pattern_that_does_not_fit_names_the_layer(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        kp.prune_weights(dense_network(5, 3), **arguments)
+
+
+def test_a_kernel_without_an_input_axis_takes_no_pattern():
+    model = keras.Sequential(
+        [keras.Input((6,)), kl.Embedding(8, 4, name="words"), kl.Flatten(), kl.Dense(2)]
+    )
+    with pytest.raises(ValueError, match="embeddings of layer 'words' .Embedding. has no axis"):
+        kp.prune_weights(model, pattern=(2, 4))
+
+
+def test_scores_can_be_given_as_a_dict():
+    model = with_kernel([[1.0, 2.0], [3.0, 4.0]])
+    scores = {"hidden_1": [[[4.0, 3.0], [2.0, 1.0]]]}  # an array a kernel
+    assert kernel(kp.prune_weights(model, 0.5, score=scores)).tolist() == [[1, 2], [0, 0]]
+    scores = {"hidden_1": np.array([2.0, 1.0])}
+    assert kernel(kp.prune_units(model, 0.5, score=scores)).tolist() == [[1, 0], [3, 0]]

@@ -1,0 +1,148 @@
+"""Time of a training step with KeepZeros and with GradualPruning, over a plain step.
+
+    KERAS_BACKEND=jax python benchmarks/finetune.py
+
+The network 784-1000-1000-500-200-10 at batch 128 with Adam, 90 % of its weights pruned.
+All sides are compiled first and then take turns of 50 steps in one process; GradualPruning
+prunes once a turn (its default is every 100 steps). Medians over the turns, and of the
+ratios to the plain step of the same turn. On TensorFlow the wrapped model of
+tensorflow-model-optimization is timed too, in a process of its own with legacy Keras,
+where both are installed.
+"""
+
+import argparse
+import importlib.util
+import os
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np  # noqa: E402
+
+UNITS = (1000, 1000, 500, 200)
+BATCH = 128
+STEPS = 50
+SPARSITY = 0.9
+
+
+def data() -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    x = rng.random((BATCH * STEPS, 784), np.float32)
+    return x, rng.integers(0, 10, len(x))
+
+
+def compiled_network(keras, wrap=lambda layers: layers):
+    layers = [keras.layers.Dense(units, activation="relu") for units in UNITS]
+    output = keras.layers.Dense(10, activation="softmax")
+    network = keras.Sequential([keras.layers.InputLayer((784,)), *wrap(layers), output])
+    network.compile("adam", "sparse_categorical_crossentropy")
+    return network
+
+
+def turn_ms(keras, model, turn: int, callbacks=()) -> float:
+    """Milliseconds a step in one turn, an epoch without its set-up."""
+
+    class Clock(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            self.start = time.perf_counter()
+
+        def on_epoch_end(self, epoch, logs=None):
+            self.seconds = time.perf_counter() - self.start
+
+    clock = Clock()
+    epochs = {"initial_epoch": turn, "epochs": turn + 1}
+    model.fit(*data(), batch_size=BATCH, verbose=0, callbacks=[*callbacks, clock], **epochs)
+    return 1000 * clock.seconds / STEPS
+
+
+def our_times(turns: int) -> dict[str, list[float]]:
+    import keras
+
+    import keras_pruning as kp
+    from keras_pruning.finetune import GradualPruning, keep_zeros
+
+    keras.utils.set_random_seed(0)
+    dense = compiled_network(keras)
+    last = (turns + 1) * STEPS
+    plain, kept, gradual = (kp.prune_weights(dense, s) for s in (SPARSITY, SPARSITY, 0))
+    prune = GradualPruning(SPARSITY, end=last, every=STEPS)
+    # As KeepZeros, but the step is compiled once and not for every turn.
+    with keep_zeros(kept), keep_zeros(gradual), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Training ended at step")  # every turn is a fit
+        return take_turns(
+            turns,
+            {
+                "plain": lambda turn: turn_ms(keras, plain, turn),
+                "KeepZeros": lambda turn: turn_ms(keras, kept, turn),
+                "GradualPruning": lambda turn: turn_ms(keras, gradual, turn, [prune]),
+            },
+        )
+
+
+def tfmot_times(turns: int) -> dict[str, list[float]]:
+    import tensorflow_model_optimization as tfmot
+    import tf_keras as keras
+
+    sparsity = tfmot.sparsity.keras
+    schedule = sparsity.ConstantSparsity(SPARSITY, begin_step=0, frequency=STEPS)
+
+    def wrap(layers):
+        return [sparsity.prune_low_magnitude(layer, schedule) for layer in layers]
+
+    plain, wrapped = compiled_network(keras), compiled_network(keras, wrap)
+    update = sparsity.UpdatePruningStep()
+    return take_turns(
+        turns,
+        {
+            "plain, legacy Keras": lambda turn: turn_ms(keras, plain, turn),
+            "tfmot's wrapped model": lambda turn: turn_ms(keras, wrapped, turn, [update]),
+        },
+    )
+
+
+def take_turns(turns: int, sides: dict[str, Callable[[int], float]]) -> dict[str, list[float]]:
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    for turn in range(turns + 1):
+        for name, run in sides.items():
+            milliseconds = run(turn)
+            if turn:  # the first compiles
+                times[name].append(milliseconds)
+    return times
+
+
+def report(times: dict[str, list[float]]) -> None:
+    plain = next(iter(times.values()))
+    for name, values in times.items():
+        ratios = [a / b for a, b in zip(values, plain, strict=True)]
+        print(
+            f"{name:24}{statistics.median(values):8.2f}{statistics.median(ratios):10.2f}"
+            f"   {min(ratios):.2f} to {max(ratios):.2f}",
+            flush=True,
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--turns", type=int, default=15)
+    parser.add_argument("--tfmot", action="store_true", help="time tfmot alone")
+    arguments = parser.parse_args()
+    if arguments.tfmot:
+        report(tfmot_times(arguments.turns))
+        return
+    backend = os.environ.get("KERAS_BACKEND", "tensorflow")
+    print(f"{backend}, {arguments.turns} turns\n{'':24}{'ms/step':>8}{'x plain':>10}   range")
+    report(our_times(arguments.turns))
+    if backend == "tensorflow" and importlib.util.find_spec("tensorflow_model_optimization"):
+        command = [sys.executable, __file__, "--tfmot", "--turns", str(arguments.turns)]
+        subprocess.run(command, check=True, env=os.environ | {"TF_USE_LEGACY_KERAS": "1"})
+
+
+if __name__ == "__main__":
+    main()

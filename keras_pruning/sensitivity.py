@@ -1,0 +1,152 @@
+"""Which layer can be pruned how far: each layer pruned alone, the rest left dense."""
+
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
+
+import keras
+import pandas as pd
+from tqdm import tqdm
+
+from keras_pruning.graph import copy_model
+from keras_pruning.masks import check_sparsity
+from keras_pruning.prune import (
+    Score,
+    apply_unit_masks,
+    apply_weight_masks,
+    prunable_layers,
+    summary,
+    unit_masks,
+    weight_masks,
+)
+from keras_pruning.sweep import SPARSITIES, check_data, evaluator
+
+__all__ = ["sensitivity_sweep", "suggest_sparsities"]
+
+
+def sensitivity_sweep(
+    model: keras.Model,
+    x: Any,
+    y: Any,
+    *,
+    method: Literal["weights", "units"] = "weights",
+    sparsities: Sequence[float] = SPARSITIES,
+    score: Score = "magnitude",
+    layers: Iterable[str] | None = None,
+    seed: int = 0,
+    batch_size: int = 1000,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Returns what pruning one layer alone does to the model, for each layer and sparsity.
+
+    The sensitivity analysis of Han et al. 2015, figure 6. Nothing is trained. One copy of
+    the model is made and compiled for all points, and the dense model is measured once.
+
+    Args:
+        model: A built and compiled Keras model.
+        x: Inputs to measure on, shape `(examples, ...)`; what `model.evaluate` takes as
+            arrays. Validation data, if the table is to choose sparsities.
+        y: Targets, of the same length.
+        method: "weights" or "units", as `prune_weights` and `prune_units`.
+        sparsities: Shares to prune, floats in [0, 1]. 0, the dense model, is always there.
+        score: As in `prune_weights` and `prune_units`.
+        layers: Names of the layers; by default `prunable_layers(model, method)`.
+        seed: Seed of `score="random"`.
+        batch_size: Examples evaluated together.
+        progress: Whether to show a progress bar on standard output.
+
+    Returns:
+        DataFrame, a row a point: `layer`, `sparsity` (asked), `sparsity_measured` (zeros
+        among the layer's weights, or units), the loss and metrics of the compiled model
+        (`loss`, `accuracy`, ...).
+
+    Raises:
+        TypeError: If an argument is of the wrong type.
+        ValueError: If the model is not compiled or not built, x and y differ in length,
+            or a method, sparsity, score or layer is unknown or out of range.
+    """
+    check_data(model, x, y)
+    known = prunable_layers(model, method)
+    if isinstance(layers, str):
+        raise TypeError(f"layers must be a list of names. Received: layers={layers!r}")
+    names = known if layers is None else list(layers)
+    shares = sorted({0.0, *(check_sparsity(share) for share in sparsities)})
+    original = model.get_weights()
+    scratch = copy_model(model)
+    for share in shares[-1:]:  # an unknown layer is named before anything is measured
+        _masks(scratch, share, method, score, names, seed)
+    evaluate = evaluator(scratch, x, y, batch_size)
+    dense = evaluate()
+    rows = []
+    points = [(name, share) for name in names for share in shares]
+    for name, share in tqdm(
+        points, "Sensitivity", disable=not progress, file=sys.stdout, unit="point"
+    ):
+        scratch.set_weights(original)
+        if share:
+            apply = apply_unit_masks if method == "units" else apply_weight_masks
+            apply(scratch, _masks(scratch, share, method, score, [name], seed))
+        metrics = evaluate() if share else dense
+        table = summary(scratch).set_index("layer")
+        column = "unit_sparsity" if method == "units" else "sparsity"
+        rows.append(
+            {"layer": name, "sparsity": share, "sparsity_measured": table.loc[name, column]}
+            | {metric: float(value) for metric, value in metrics.items()}
+        )
+    return pd.DataFrame(rows)
+
+
+def suggest_sparsities(
+    table: pd.DataFrame, max_drop: float = 0.01, *, metric: str = "accuracy"
+) -> dict[str, float]:
+    """Returns for each layer the highest sparsity that costs no more than `max_drop`.
+
+    The highest measured one such that it, and every lower one measured, is within
+    `max_drop` of the dense model. That holds for each layer pruned alone; all together
+    lose more, so measure the result, and train it on.
+
+    Args:
+        table: What `sensitivity_sweep` returns.
+        max_drop: How much of the metric may be lost, from 0, in its own unit.
+        metric: A column of the table of which more is better.
+
+    Returns:
+        Layer name to sparsity, what `layers=` takes. 0 where any pruning costs more.
+
+    Raises:
+        TypeError: If `table` is not a DataFrame or `max_drop` not a number.
+        ValueError: If a column or the rows of sparsity 0 are missing, or `max_drop` is
+            negative.
+
+    Example:
+    >>> table = pd.DataFrame({"layer": ["a"] * 3 + ["b"] * 3, "sparsity": [0, 0.5, 0.9] * 2,
+    ...                       "accuracy": [0.98, 0.98, 0.6, 0.98, 0.9, 0.97]})
+    >>> suggest_sparsities(table)
+    {'a': 0.5, 'b': 0.0}
+    """
+    if not isinstance(table, pd.DataFrame):
+        raise TypeError(f"table must be a pandas DataFrame. Received: {type(table).__name__}")
+    missing = [name for name in ("layer", "sparsity", metric) if name not in table]
+    if missing:
+        raise ValueError(f"table has no column {missing}. Its columns are: {list(table)}")
+    if isinstance(max_drop, bool) or not isinstance(max_drop, (int, float)):
+        raise TypeError(f"max_drop must be a number. Received: max_drop={max_drop!r}")
+    if not max_drop >= 0:
+        raise ValueError(f"max_drop must not be negative. Received: max_drop={max_drop!r}")
+    suggested = {}
+    for name, rows in table.groupby("layer", sort=False):
+        rows = rows.sort_values("sparsity")
+        if rows["sparsity"].iloc[0] != 0:
+            raise ValueError(f"Layer {name!r} has no row of sparsity 0 in the table.")
+        dense = rows[metric].iloc[0]
+        # 0.98 - 0.97 is a little more than 0.01 in floats
+        within = rows[metric] >= dense - max_drop - 1e-9
+        suggested[str(name)] = float(rows["sparsity"][within.cummin()].max())
+    return suggested
+
+
+def _masks(
+    model: keras.Model, share: float, method: str, score: Score, layers: list[str], seed: int
+) -> Any:
+    masks = unit_masks if method == "units" else weight_masks
+    return masks(model, share, score=score, layers=layers, seed=seed)
