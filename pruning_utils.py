@@ -41,6 +41,7 @@ def _native_stderr_muted() -> Iterator[None]:
 with _native_stderr_muted():  # TensorFlow writes notes while it is imported, at any log level
     import keras
 
+import keras_pruning.explore as _panel
 from keras_pruning import (
     prunable_layers,
     prune_units,
@@ -63,6 +64,7 @@ from keras_pruning.plots import (
 )
 
 if TYPE_CHECKING:
+    import ipywidgets
     import tensorflow_datasets as tfds
 
 __all__ = [
@@ -71,6 +73,7 @@ __all__ = [
     "TrainingResult",
     "build_dense_network",
     "draw_network_pruning",
+    "explore",
     "load_dataset",
     "load_datasets",
     "plot_accuracy",
@@ -384,6 +387,31 @@ def train(
     finally:
         progress.close()
     return TrainingResult(float(accuracy), float(loss), epochs, seconds)
+
+
+def explore(network: keras.Model, data: Dataset, *, sparsity: float = 0.9) -> ipywidgets.VBox:
+    """Returns a panel with sliders that prune the network and show what that does.
+
+    It shows accuracy on the first test images, size, masks, and the answer on one image before
+    and after pruning; see `keras_pruning.explore.explore`. The network is not changed.
+
+    Args:
+        network: Model that gives one logit or probability a class.
+        data: Data set whose images fit the network.
+        sparsity: Where the slider stands first, in [0, 0.99].
+
+    Returns:
+        An ipywidgets box; as the last line of a cell it is shown.
+
+    Raises:
+        TypeError: As `keras_pruning.explore.explore`.
+        ValueError: As `keras_pruning.explore.explore`; also if the images do not fit.
+    """
+    _check_data(data)
+    _check_image_shape(network, data)
+    return _panel.explore(
+        network, data.x_test, data.y_test, data.class_names, sparsity=sparsity, title=data.title
+    )
 
 
 def _check_name(name: str) -> None:
