@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import keras
+import numpy as np
+import numpy.typing as npt
 from keras import layers as kl
 
 __all__ = [
@@ -70,6 +72,11 @@ class KernelLayer:
     def unit_axis(self) -> int:
         """The axis of `unit_kernel` that counts the units."""
         return -2 if isinstance(self.layer, _CONV_TRANSPOSE) else -1
+
+    def alive_units(self) -> npt.NDArray[np.bool_]:
+        """Which units have a weight that is not zero, shape `(units,)`."""
+        columns = np.moveaxis(keras.ops.convert_to_numpy(self.unit_kernel), self.unit_axis, -1)
+        return (columns != 0).any(axis=tuple(range(columns.ndim - 1)))
 
     @property
     def bias(self) -> keras.Variable | None:

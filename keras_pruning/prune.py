@@ -496,11 +496,11 @@ def _summary_row(entry: KernelLayer) -> dict[str, Any]:
     weights = sum(a.size for a in arrays)
     zeros = weights - sum(np.count_nonzero(a) for a in arrays)
     shapes = [a.shape for a in arrays]
-    units = zero_units = None
+    units: int | None = None
+    zero_units: int | None = None
     if entry.has_units:
-        columns = np.moveaxis(arrays[-1], entry.unit_axis, -1)
-        alive = (columns != 0).reshape(-1, columns.shape[-1]).any(axis=0)
-        units, zero_units = alive.size, alive.size - np.count_nonzero(alive)
+        alive = entry.alive_units()
+        units, zero_units = alive.size, alive.size - int(np.count_nonzero(alive))
     return {
         "layer": entry.name,
         "type": type(entry.layer).__name__,
@@ -510,7 +510,7 @@ def _summary_row(entry: KernelLayer) -> dict[str, Any]:
         "sparsity": zeros / weights,
         "units": units,
         "zero_units": zero_units,
-        "unit_sparsity": zero_units / units if units else math.nan,
+        "unit_sparsity": zero_units / units if units and zero_units is not None else math.nan,
         "output": entry.is_output,
     }
 

@@ -11,14 +11,13 @@ import pandas as pd
 from tqdm import tqdm
 
 from keras_pruning.dense_chain import read_dense_chain
-from keras_pruning.graph import copy_model, loss_head
+from keras_pruning.graph import copy_model, kernel_layers, loss_head
 from keras_pruning.masks import check_sparsity
 from keras_pruning.prune import (
     Scope,
     Score,
     apply_unit_masks,
     apply_weight_masks,
-    summary,
     unit_masks,
     weight_masks,
 )
@@ -183,14 +182,21 @@ def evaluator(
 def _sizes(
     scratch: keras.Model, method: str, layers: Sequence[str] | None
 ) -> dict[str, float | int]:
-    table = summary(scratch)
     of_units = method in METHODS and method.endswith("units")
-    chosen = table["layer"].isin(list(layers)) if layers is not None else ~table["output"]
-    chosen &= table["units"].notna() | (not of_units)
-    total, zero = ("units", "zero_units") if of_units else ("weights", "zeros")
-    part = table[chosen]
+    chosen = [
+        entry
+        for entry in kernel_layers(scratch)
+        if (entry.name in layers if layers is not None else not entry.is_output)
+        and (entry.has_units or not of_units)
+    ]
+    if of_units:
+        kept = [entry.alive_units() for entry in chosen]
+    else:
+        kept = [keras.ops.convert_to_numpy(v) for entry in chosen for v in entry.kernels]
+    total = sum(array.size for array in kept)
+    zeros = total - sum(int(np.count_nonzero(array)) for array in kept)
     return {
-        "sparsity_measured": float(part[zero].sum() / part[total].sum()),
+        "sparsity_measured": zeros / total,
         "parameters": scratch.count_params(),
         "nonzero": sum(int(np.count_nonzero(w)) for w in scratch.get_weights()),
     }
