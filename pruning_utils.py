@@ -12,7 +12,6 @@ import math
 import os
 import re
 import sys
-import textwrap
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -131,6 +130,8 @@ _TFDS_VERSION = "3.0.1"
 _TFDS_IMAGE_SHAPE = (28, 28, 1)
 _SMALLEST_FILE = "t10k-labels-idx1-ubyte.gz"  # 5 kB, the file asked for by the probe
 _PROBE_SECONDS = 5.0
+_STALL_SECONDS = 10.0  # without a byte, until a download is given up
+_DOWNLOAD_RETRIES = 1
 _READ_BATCH = 1_000  # images
 _DIGITS_TRAIN_SIZE = 1_400  # of 1,797 images
 _DIGITS_MAX_PIXEL = 16
@@ -590,9 +591,32 @@ def _answers(url: str, timeout_seconds: float) -> bool:
 def _download(name: str, directory: Path) -> None:
     import tensorflow_datasets as tfds
 
-    with _quiet_tfds():
+    with _quiet_tfds(), _impatient_tfds():
         builder = tfds.builder(f"{name}:{_TFDS_VERSION}", data_dir=str(directory.parent.parent))
         builder.download_and_prepare()
+
+
+@contextlib.contextmanager
+def _impatient_tfds() -> Iterator[None]:
+    """Gives downloads a time-out: TFDS sets none, so that a silent server would hold it for ever.
+
+    Nor does it let the number of retries be chosen; its ten would take minutes.
+    """
+    import requests
+    from tensorflow_datasets.core.download import downloader
+
+    request, retries = requests.Session.request, downloader.MAX_RETRIES
+
+    def request_with_time_out(*args: Any, **options: Any) -> requests.Response:
+        return request(*args, **{"timeout": _STALL_SECONDS, **options})
+
+    requests.Session.request = request_with_time_out  # type: ignore[method-assign]
+    downloader.MAX_RETRIES = _DOWNLOAD_RETRIES
+    try:
+        yield
+    finally:
+        requests.Session.request = request  # type: ignore[method-assign]
+        downloader.MAX_RETRIES = retries
 
 
 @contextlib.contextmanager
@@ -675,8 +699,14 @@ def _damage_reported(title: str, directory: Path) -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    text = re.sub(r"\{\{.*?\}\}", "", f"{type(error).__name__}: {error}")  # TensorFlow's node names
-    return textwrap.shorten(text, width=120, placeholder=" ...")
+    # Where urllib3 has tried more than once, only the last attempt tells what is wrong.
+    told = getattr(error.args[0] if error.args else None, "reason", None) or error
+    text = f"{type(error).__name__}: {told}"
+    text = re.sub(r"\{\{.*?\}\}", "", text)  # TensorFlow's names of nodes
+    text = re.sub(r"HTTPS?ConnectionPool\([^)]*\): ", "", text)
+    text = " ".join(text.split())
+    # Its kind stands at the beginning, what the system says at the end, long paths between them.
+    return text if len(text) <= 120 else f"{text[:60]} ... {text[-55:]}"
 
 
 def _layer_seeds(seed: int, count: int) -> list[int]:

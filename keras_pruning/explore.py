@@ -93,15 +93,12 @@ def explore(
         raise ValueError(f"sparsity must be at most {_HIGHEST_SPARSITY}. Received: {sparsity!r}")
     scratch = _Scratch(model, np.asarray(x), np.asarray(y))
     wide = {"style": {"description_width": "5em"}, "layout": {"width": "34em"}}
-    buttons = {**wide, "style": {**wide["style"], "button_width": "8em"}}
     sliders = {
         "sparsity": widgets.FloatSlider(
             share, min=0, max=_HIGHEST_SPARSITY, step=0.01, readout_format=".0%", **wide
         ),
-        "method": widgets.ToggleButtons(options=scratch.methods, **buttons),
-        "scope": widgets.ToggleButtons(
-            options={"each layer": "layer", "all layers": "global"}, **buttons
-        ),
+        "method": widgets.Dropdown(options=scratch.methods, **wide),
+        "scope": widgets.Dropdown(options={"each layer": "layer", "all layers": "global"}, **wide),
         "image": widgets.IntSlider(0, min=0, max=len(scratch.x) - 1, **wide),
     }
     for name, slider in sliders.items():
