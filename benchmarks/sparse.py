@@ -43,6 +43,8 @@ SPARSITIES = (0, 0.5, 0.7, 0.75, 0.8, 0.9, 0.95, 0.99)
 SIZE_SPARSITIES = (0, 0.5, 0.8, 0.9, 0.95, 0.99)
 BATCHES = (10_000, 256, 1)
 LIT_PIXELS = 0.19  # of MNIST's
+SPIN_SECONDS = 0.15  # idle threads of OpenBLAS occupy their cores about so long
+TURN_SECONDS = 0.05
 Side = Callable[[np.ndarray], np.ndarray]
 
 
@@ -96,17 +98,21 @@ def interleaved_seconds(sides: dict[str, Side], x: np.ndarray) -> dict[str, list
         np.testing.assert_allclose(
             run(x), expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max(), err_msg=name
         )
-    calls = max(1, min(20, 1000 // len(x)))
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(ARGUMENTS.repeats):
         for name, run in sides.items():
-            time.sleep(0.05)  # the threads of the side before spin on for some milliseconds
-            run(x)
-            start = time.perf_counter()
-            for _ in range(calls):
-                run(x)
-            seconds[name].append((time.perf_counter() - start) / calls)
+            seconds[name].append(seconds_a_call(run, x))
     return seconds
+
+
+def seconds_a_call(run: Side, x: np.ndarray) -> float:
+    time.sleep(SPIN_SECONDS)
+    run(x)
+    start, calls = time.perf_counter(), 0
+    while time.perf_counter() < start + TURN_SECONDS or not calls:
+        run(x)
+        calls += 1
+    return (time.perf_counter() - start) / calls
 
 
 def sgemm_gflops() -> float:
