@@ -1,10 +1,10 @@
-"""A chain of Dense layers as arrays, and its cheapest exact forward pass.
+"""A chain of Dense layers as arrays, without what pruning cut off.
 
 Keras traces and compiles a model anew for every shape, so a network cannot get smaller
 there without a wait. As arrays it can: what pruning cut off is left out.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,11 +16,10 @@ from keras import layers as kl
 
 from keras_pruning.graph import linear_chain
 
-__all__ = ["DenseStep", "compact", "forward", "read_dense_chain"]
+__all__ = ["DenseStep", "compact", "read_dense_chain"]
 
 FloatArray = npt.NDArray[np.float32]
 
-_ROWS = 2048  # examples a block: activations of a 1000-unit layer then take 8 MB, not 40
 _ELEMENTWISE = {
     getattr(activations, name)
     for name in (
@@ -39,16 +38,23 @@ class DenseStep:
     activation: Callable[[Any], Any]
 
 
-def read_dense_chain(model: keras.Model) -> list[DenseStep] | None:
+def read_dense_chain(
+    model: keras.Model, weights: Sequence[npt.NDArray[Any]] | None = None
+) -> list[DenseStep] | None:
     """Returns the model's Dense steps, or `None` if it is more than a chain of them.
 
     Understood are Rescaling and Flatten before the first Dense layer, Dense layers in
     float32, Activation and ReLU behind them, Dropout anywhere. Rescaling is folded into
     the first step.
+
+    Args:
+        model: A built Keras model.
+        weights: Arrays to take instead of `model.get_weights()`, in the same order.
     """
     layers = linear_chain(model)
     if layers is None or model.losses:  # regularisation is part of the loss Keras reports
         return None
+    given = dict(zip(map(id, model.weights), weights or (), strict=False))
     scale, offset = 1.0, 0.0
     steps: list[DenseStep] = []
     for layer in layers:
@@ -56,7 +62,7 @@ def read_dense_chain(model: keras.Model) -> list[DenseStep] | None:
             continue
         activation = _activation(layer)
         if type(layer) is kl.Dense and _is_plain(layer):
-            steps.append(_read_dense(layer))
+            steps.append(_read_dense(layer, given))
         elif activation and steps and steps[-1].activation is activations.linear:
             steps[-1] = replace(steps[-1], activation=activation)
         elif not steps and type(layer) is kl.Rescaling and np.ndim(layer.scale) == 0:
@@ -80,32 +86,19 @@ def compact(steps: list[DenseStep]) -> list[DenseStep]:
     steps = list(steps)
     for i, (step, after) in enumerate(zip(steps, steps[1:], strict=False)):
         alive = (step.kernel != 0).any(axis=0)
+        if alive.all():
+            continue
         constants = keras.ops.convert_to_numpy(step.activation(_tensor(step.bias[~alive])))
         bias = after.bias + constants @ after.kernel[~alive]
         after = replace(after, kernel=after.kernel[alive], bias=bias)
         steps[i : i + 2] = [_take_units(step, alive), after]
     for i in range(len(steps) - 2, -1, -1):
         heard = (steps[i + 1].kernel != 0).any(axis=1)
+        if heard.all():
+            continue
         steps[i] = _take_units(steps[i], heard)
         steps[i + 1] = replace(steps[i + 1], kernel=steps[i + 1].kernel[heard])
     return steps
-
-
-def forward(steps: list[DenseStep], x: npt.NDArray[Any]) -> FloatArray:
-    """Returns the chain's outputs `(examples, units)` for inputs `(examples, ...)`.
-
-    The products are the Keras backend's, operation by operation: nothing is traced, and
-    no second pool of threads (that of NumPy's BLAS) gets in the way of the backend's.
-    """
-    tensors = [(_tensor(s.kernel), _tensor(s.bias), s.activation) for s in steps]
-    outputs = np.empty((len(x), steps[-1].kernel.shape[1]), np.float32)
-    for start in range(0, len(x), _ROWS):
-        rows = x[start : start + _ROWS]
-        block = _tensor(rows.reshape(len(rows), -1).astype(np.float32))  # (rows, inputs)
-        for kernel, bias, activation in tensors:
-            block = activation(keras.ops.matmul(block, kernel) + bias)
-        outputs[start : start + _ROWS] = keras.ops.convert_to_numpy(block)
-    return outputs
 
 
 def _tensor(values: FloatArray) -> Any:
@@ -116,11 +109,15 @@ def _take_units(step: DenseStep, kept: npt.NDArray[np.bool_]) -> DenseStep:
     return replace(step, kernel=step.kernel[:, kept], bias=step.bias[kept])
 
 
-def _read_dense(layer: kl.Dense) -> DenseStep:
-    kernel = keras.ops.convert_to_numpy(layer.kernel)
+def _read_dense(layer: kl.Dense, given: Mapping[int, npt.NDArray[Any]]) -> DenseStep:
+    def values(variable: keras.Variable) -> npt.NDArray[Any]:
+        array = given.get(id(variable))
+        return keras.ops.convert_to_numpy(variable) if array is None else array
+
+    kernel = values(layer.kernel)
     bias = np.zeros(kernel.shape[1], np.float32)
     if layer.use_bias:
-        bias += keras.ops.convert_to_numpy(layer.bias)
+        bias += values(layer.bias)
     return DenseStep(kernel, bias, layer.activation)
 
 

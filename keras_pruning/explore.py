@@ -19,7 +19,7 @@ import keras
 import numpy as np
 import numpy.typing as npt
 
-from keras_pruning.dense_chain import compact, forward, read_dense_chain
+from keras_pruning.dense_chain import read_dense_chain
 from keras_pruning.graph import copy_model, kernel_layers
 from keras_pruning.masks import check_sparsity
 from keras_pruning.prune import (
@@ -30,6 +30,7 @@ from keras_pruning.prune import (
     unit_masks,
     weight_masks,
 )
+from keras_pruning.sparse import sparse_forward
 
 if TYPE_CHECKING:
     import ipywidgets
@@ -174,7 +175,7 @@ class _Scratch:
     def _outputs(self, x: npt.NDArray[Any]) -> FloatArray:
         steps = read_dense_chain(self._model) if self._is_chain else None
         if steps is not None:
-            return forward(compact(steps), x)
+            return sparse_forward(steps, x)
         batches = [x[start : start + _BATCH] for start in range(0, len(x), _BATCH)]
         return np.concatenate([self._model.predict_on_batch(batch) for batch in batches])
 

@@ -73,9 +73,15 @@ class KernelLayer:
         """The axis of `unit_kernel` that counts the units."""
         return -2 if isinstance(self.layer, _CONV_TRANSPOSE) else -1
 
-    def alive_units(self) -> npt.NDArray[np.bool_]:
-        """Which units have a weight that is not zero, shape `(units,)`."""
-        columns = np.moveaxis(keras.ops.convert_to_numpy(self.unit_kernel), self.unit_axis, -1)
+    def alive_units(self, kernel: npt.NDArray[Any] | None = None) -> npt.NDArray[np.bool_]:
+        """Which units have a weight that is not zero, shape `(units,)`.
+
+        Args:
+            kernel: Values to look at instead of those of `unit_kernel`.
+        """
+        if kernel is None:
+            kernel = keras.ops.convert_to_numpy(self.unit_kernel)
+        columns = np.moveaxis(kernel, self.unit_axis, -1)
         return (columns != 0).any(axis=tuple(range(columns.ndim - 1)))
 
     @property

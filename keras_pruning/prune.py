@@ -6,7 +6,7 @@ without this library.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import keras
@@ -34,6 +34,8 @@ __all__ = [
     "summary",
     "unit_masks",
     "weight_masks",
+    "weights_under_unit_masks",
+    "weights_under_weight_masks",
 ]
 
 Scope = Literal["layer", "global"]
@@ -44,6 +46,9 @@ Score = (
 )
 Layers = Iterable[str] | Mapping[str, float] | None
 BoolArray = npt.NDArray[np.bool_]
+WeightMasks = Mapping[str, Sequence[BoolArray]]  # layer name to a mask a kernel
+UnitMasks = Mapping[str, BoolArray]  # layer name to a mask of (units,)
+Masked = tuple[keras.Variable, npt.NDArray[Any]]  # a variable and its values under a mask
 
 
 def prune_weights(
@@ -256,34 +261,61 @@ def unit_masks(
     }
 
 
-def apply_weight_masks(model: keras.Model, masks: Mapping[str, Sequence[BoolArray]]) -> None:
+def apply_weight_masks(model: keras.Model, masks: WeightMasks) -> None:
     """Sets the masked weights of `model` to zero, in place."""
+    for variable, values in _masked_by_weight(model, masks):
+        variable.assign(values)
+
+
+def apply_unit_masks(model: keras.Model, masks: UnitMasks) -> None:
+    """Sets the masked units of `model`, and what belongs to them, to zero, in place."""
+    for variable, values in _masked_by_unit(model, masks):
+        variable.assign(values)
+
+
+def weights_under_weight_masks(model: keras.Model, masks: WeightMasks) -> list[npt.NDArray[Any]]:
+    """Returns what `model.get_weights()` would be after `apply_weight_masks`."""
+    return _weights_with(model, _masked_by_weight(model, masks))
+
+
+def weights_under_unit_masks(model: keras.Model, masks: UnitMasks) -> list[npt.NDArray[Any]]:
+    """Returns what `model.get_weights()` would be after `apply_unit_masks`."""
+    return _weights_with(model, _masked_by_unit(model, masks))
+
+
+def _masked_by_weight(model: keras.Model, masks: WeightMasks) -> Iterator[Masked]:
     for entry in kernel_layers(model):
         for variable, mask in zip(entry.kernels, masks.get(entry.name, ()), strict=False):
-            _set_to_zero(variable, ~mask)
+            yield variable, _zero_unless(mask, variable)
 
 
-def apply_unit_masks(model: keras.Model, masks: Mapping[str, BoolArray]) -> None:
-    """Sets the masked units of `model`, and what belongs to them, to zero, in place."""
+def _masked_by_unit(model: keras.Model, masks: UnitMasks) -> Iterator[Masked]:
     for entry in kernel_layers(model):
         if entry.name not in masks:
             continue
-        gone = ~masks[entry.name]
-        kernel = entry.unit_kernel
-        _set_to_zero(kernel, (slice(None),) * (len(kernel.shape) + entry.unit_axis) + (gone,))
-        if entry.bias is not None:
-            _set_to_zero(entry.bias, gone)
+        mask = masks[entry.name]
+        # (units,) -> (units, 1) where the units are the last axis but one
+        yield (
+            entry.unit_kernel,
+            _zero_unless(mask.reshape(-1, *[1] * (-1 - entry.unit_axis)), entry.unit_kernel),
+        )
+        # Without a scale the moving mean of a normalization would still speak for the unit.
+        vectors = [entry.bias]
         for norm in batch_norms_after(model, entry.layer):
-            # Without a scale the moving mean would still speak for the unit.
-            for variable in (norm.gamma, norm.beta, norm.moving_mean):
-                if variable is not None:
-                    _set_to_zero(variable, gone)
+            vectors += [norm.gamma, norm.beta, norm.moving_mean]
+        yield from ((v, _zero_unless(mask, v)) for v in vectors if v is not None)
 
 
-def _set_to_zero(variable: keras.Variable, where: Any) -> None:
-    values = np.array(keras.ops.convert_to_numpy(variable))
-    values[where] = 0
-    variable.assign(values)
+def _zero_unless(mask: BoolArray, variable: keras.Variable) -> npt.NDArray[Any]:
+    values = keras.ops.convert_to_numpy(variable)
+    return np.where(mask, values, values.dtype.type(0))
+
+
+def _weights_with(model: keras.Model, changed: Iterable[Masked]) -> list[npt.NDArray[Any]]:
+    values = {id(variable): array for variable, array in changed}
+    return [
+        values[id(v)] if id(v) in values else keras.ops.convert_to_numpy(v) for v in model.weights
+    ]
 
 
 def _candidates(model: keras.Model, units: bool) -> list[KernelLayer]:

@@ -8,18 +8,22 @@ import keras
 import pandas as pd
 from tqdm import tqdm
 
-from keras_pruning.graph import copy_model
 from keras_pruning.masks import check_sparsity
 from keras_pruning.prune import (
     Score,
-    apply_unit_masks,
-    apply_weight_masks,
     prunable_layers,
-    summary,
     unit_masks,
     weight_masks,
+    weights_under_unit_masks,
+    weights_under_weight_masks,
 )
-from keras_pruning.sweep import SPARSITIES, check_data, evaluator
+from keras_pruning.sweep import (
+    SPARSITIES,
+    Weights,
+    check_data,
+    evaluator,
+    measured_sparsity,
+)
 
 __all__ = ["sensitivity_sweep", "suggest_sparsities"]
 
@@ -39,8 +43,8 @@ def sensitivity_sweep(
 ) -> pd.DataFrame:
     """Returns what pruning one layer alone does to the model, for each layer and sparsity.
 
-    The sensitivity analysis of Han et al. 2015, figure 6. Nothing is trained. One copy of
-    the model is made and compiled for all points, and the dense model is measured once.
+    The sensitivity analysis of Han et al. 2015, figure 6. Nothing is trained, and the
+    dense model is measured once.
 
     Args:
         model: A built and compiled Keras model.
@@ -71,27 +75,26 @@ def sensitivity_sweep(
         raise TypeError(f"layers must be a list of names. Received: layers={layers!r}")
     names = known if layers is None else list(layers)
     shares = sorted({0.0, *(check_sparsity(share) for share in sparsities)})
-    original = model.get_weights()
-    scratch = copy_model(model)
-    for share in shares[-1:]:  # an unknown layer is named before anything is measured
-        _masks(scratch, share, method, score, names, seed)
-    evaluate = evaluator(scratch, x, y, batch_size)
-    dense = evaluate()
+
+    def pruned(names: list[str], share: float) -> Weights:
+        options: dict[str, Any] = {"score": score, "layers": names, "seed": seed}
+        if method == "units":
+            return weights_under_unit_masks(model, unit_masks(model, share, **options))
+        return weights_under_weight_masks(model, weight_masks(model, share, **options))
+
+    pruned(names, shares[-1])  # an unknown layer is named before anything is measured
+    evaluate = evaluator(model, x, y, batch_size)
+    dense = evaluate(model.get_weights())
     rows = []
     points = [(name, share) for name in names for share in shares]
     for name, share in tqdm(
         points, "Sensitivity", disable=not progress, file=sys.stdout, unit="point"
     ):
-        scratch.set_weights(original)
-        if share:
-            apply = apply_unit_masks if method == "units" else apply_weight_masks
-            apply(scratch, _masks(scratch, share, method, score, [name], seed))
-        metrics = evaluate() if share else dense
-        table = summary(scratch).set_index("layer")
-        column = "unit_sparsity" if method == "units" else "sparsity"
+        weights = pruned([name], share)
         rows.append(
-            {"layer": name, "sparsity": share, "sparsity_measured": table.loc[name, column]}
-            | {metric: float(value) for metric, value in metrics.items()}
+            {"layer": name, "sparsity": share}
+            | {"sparsity_measured": measured_sparsity(model, weights, method, [name])}
+            | (evaluate(weights) if share else dense)
         )
     return pd.DataFrame(rows)
 
@@ -143,10 +146,3 @@ def suggest_sparsities(
         within = rows[metric] >= dense - max_drop - 1e-9
         suggested[str(name)] = float(rows["sparsity"][within.cummin()].max())
     return suggested
-
-
-def _masks(
-    model: keras.Model, share: float, method: str, score: Score, layers: list[str], seed: int
-) -> Any:
-    masks = unit_masks if method == "units" else weight_masks
-    return masks(model, share, score=score, layers=layers, seed=seed)

@@ -37,8 +37,7 @@ _WIDE, _NARROW = 64, 16  # examples a block; multiples of the kernels' LANES
 _CHUNK = 128  # inputs whose activations, 256 bytes each, fill a first-level cache of 32 KiB
 _WEIGHTS_A_CHUNK = 24  # of a unit; with fewer, loading and storing its sums costs too much
 _MAX_CHUNK = 2**16  # what a uint16 index counts
-_BLOCKS_A_TASK = 8
-_ROWS = 2**14  # examples together: activations between 1000-unit layers then take 65 MB
+_ROWS = 512  # examples of a task: enough for BLAS, few enough for the caches
 _LEAST_SPARSITY = 0.25  # nothing is skipped where every layer has fewer zeros
 _CALIBRATION_SIZE = 512  # inputs and units of the layer that is timed
 _CALIBRATION_ROWS = 256
@@ -59,8 +58,8 @@ class SparseModel:
         model: A built Keras model: Dense layers one after the other, with what
             `read_dense_chain` understands around them (Rescaling and Flatten in front,
             activations, Dropout).
-        n_threads: Threads of the sparse products; by default one a processor core.
-            Dense products use as many as NumPy's BLAS is set to.
+        n_threads: Threads among which the examples are shared; by default one a
+            processor core.
 
     Raises:
         TypeError: If `model` is not a Keras model, or `n_threads` not a whole number.
@@ -196,14 +195,18 @@ def sparse_forward(
 ) -> FloatArray:
     """Returns the chain's outputs `(examples, units)` for inputs `(examples, ...)`.
 
-    As `dense_chain.forward`, but skips weights that are zero. Nothing is kept: for one
-    set of weights and many calls, `SparseModel` prepares the weights once.
+    Weights that are zero are skipped. Nothing is kept: for one set of weights and many
+    calls, `SparseModel` prepares the weights once.
     """
     return _Chain(steps, n_threads).forward(x.reshape(len(x), -1))
 
 
 class _Chain:
-    """Dense steps and what was prepared to run them: plans, packed weights."""
+    """Dense steps and what was prepared to run them: plans, packed weights.
+
+    Each thread takes some of the examples through the whole chain. BLAS is held to one
+    thread meanwhile: its own ones would stay awake and get in the way of the next step.
+    """
 
     def __init__(self, steps: list[DenseStep], n_threads: int | None) -> None:
         self.n_threads = _check_threads(n_threads)
@@ -215,13 +218,21 @@ class _Chain:
     def forward(self, x: npt.NDArray[Any]) -> FloatArray:
         if len(x) == 1:
             return self._forward_single(np.require(x, np.float32, ["C", "W"]))
-        if len(x) > _ROWS:
-            parts = [self.forward(x[top : top + _ROWS]) for top in range(0, len(x), _ROWS)]
-            return np.concatenate(parts)
-        for is_sparse, start, stop in self._segments(len(x)):
-            x = self._product(is_sparse, start, stop)(x)
-            x = _activate(self.steps[stop - 1], x, is_rectified=True)
-        return x
+        outputs = np.empty((len(x), len(self.steps[-1].bias)), np.float32)
+        rows = min(max(-(-len(x) // self.n_threads), 1), _ROWS)  # a task's
+        segments = [(self._product(*segment), segment[2]) for segment in self._segments(rows)]
+        tops = iter(range(0, len(x), rows))
+
+        def work() -> None:
+            for top in tops:
+                block = np.require(x[top : top + rows], np.float32, ["C", "W"])
+                for product, stop in segments:
+                    block = _activate(self.steps[stop - 1], product(block), is_rectified=True)
+                outputs[top : top + rows] = block
+
+        with _blas().limit(limits=1):
+            _in_threads(work, max(1, min(self.n_threads, -(-len(x) // rows))))
+        return outputs
 
     def _forward_single(self, x: FloatArray) -> FloatArray:
         if not self._single_products:
@@ -247,20 +258,14 @@ class _Chain:
         if all(count >= (1 - _LEAST_SPARSITY) * size for count, size in pairs):
             return (False,) * len(sizes)
         shapes = [step.kernel.shape for step in self.steps]
-        costs = _costs(min(1 << (rows - 1).bit_length(), _CALIBRATION_ROWS))
-        idle = _idle_share(rows, self.n_threads)
-        return _cheapest(
-            shapes,
-            self._counts,
-            replace(costs, sparse=costs.sparse * idle, border=costs.border * idle),
-        )
+        return _cheapest(shapes, self._counts, _costs(min(_power_of_two(rows), _CALIBRATION_ROWS)))
 
     def _product(self, is_sparse: bool, start: int, stop: int) -> Product:
         key = is_sparse, start, stop
         if key not in self._products:
             steps = self.steps[start:stop]
             make = _sparse_product if is_sparse else _dense_product
-            self._products[key] = make(steps, self.n_threads)
+            self._products[key] = make(steps)
         return self._products[key]
 
 
@@ -279,8 +284,6 @@ def _costs(rows: int) -> _Costs:
 
     One thread's own time is measured: other programs hardly disturb it.
     """
-    from threadpoolctl import threadpool_limits
-
     size, density = _CALIBRATION_SIZE, 1 / 4
     rng = np.random.default_rng(0)
     x = rng.standard_normal((rows, size), np.float32)
@@ -290,9 +293,9 @@ def _costs(rows: int) -> _Costs:
     def product(make: Callable[..., Product], density: float) -> Callable[[], FloatArray]:
         kernel = np.where(uniform < density, uniform - density / 2, np.float32(0))
         step = DenseStep(kernel, bias, activations.relu)
-        return functools.partial(make([step], 1), x)
+        return functools.partial(make([step]), x)
 
-    with threadpool_limits(1, "blas"):
+    with _blas().limit(limits=1):
         dense, sparse, empty = _shortest_seconds(
             [
                 product(_dense_product, 1),
@@ -308,10 +311,9 @@ def _costs(rows: int) -> _Costs:
     )
 
 
-def _idle_share(rows: int, n_threads: int) -> float:
-    """How much longer all threads are taken than they work, where blocks are few."""
-    blocks = -(-rows // _width(rows, n_threads))
-    return -(-blocks // n_threads) * n_threads / blocks
+def _power_of_two(number: int) -> int:
+    """The least one that is not smaller."""
+    return 1 << max(number - 1, 0).bit_length()
 
 
 def _cheapest(shapes: list[tuple[int, ...]], counts: list[int], costs: _Costs) -> tuple[bool, ...]:
@@ -331,12 +333,12 @@ def _cheapest(shapes: list[tuple[int, ...]], counts: list[int], costs: _Costs) -
     return path[min(total, key=total.__getitem__)]
 
 
-def _dense_product(steps: list[DenseStep], n_threads: int) -> Product:
+def _dense_product(steps: list[DenseStep]) -> Product:
     """Returns a function that multiplies with NumPy's BLAS; of one step."""
     (step,) = steps
 
-    def forward(x: npt.NDArray[Any]) -> FloatArray:
-        y = x.astype(np.float32, copy=False) @ step.kernel
+    def forward(x: FloatArray) -> FloatArray:
+        y = x @ step.kernel
         y += step.bias
         if step.activation is activations.relu:
             np.maximum(y, 0, out=y)
@@ -345,7 +347,7 @@ def _dense_product(steps: list[DenseStep], n_threads: int) -> Product:
     return forward
 
 
-def _sparse_product(steps: list[DenseStep], n_threads: int) -> Product:
+def _sparse_product(steps: list[DenseStep]) -> Product:
     """Returns a function that skips weights of zero, of several steps in one go."""
     kernels = _kernels()
     if kernels is None:
@@ -354,29 +356,14 @@ def _sparse_product(steps: list[DenseStep], n_threads: int) -> Product:
     widest = max(max(step.kernel.shape) for step in steps)
     units = len(steps[-1].bias)
 
-    def forward(x: npt.NDArray[Any]) -> FloatArray:
+    def forward(x: FloatArray) -> FloatArray:
         y = np.empty((len(x), units), np.float32)
-        width = _width(len(x), n_threads)
-        like = (0,) * (width // kernels.LANES)
-        blocks = -(-len(x) // width)
-        rows = width * max(1, min(_BLOCKS_A_TASK, blocks // (2 * n_threads)))
-        tops = iter(range(0, len(x), rows))
-
-        def work() -> None:
-            front, back = _aligned(widest * width), _aligned(widest * width)
-            for top in tops:
-                part = np.require(x[top : top + rows], np.float32, ["C", "W"])
-                kernels.forward_blocks(part, y[top : top + rows], *packed, front, back, like)
-
-        _in_threads(work, max(1, min(n_threads, blocks)))
+        width = _NARROW if len(x) <= _NARROW else _WIDE
+        front, back = _aligned(widest * width), _aligned(widest * width)
+        kernels.forward_blocks(x, y, *packed, front, back, (0,) * (width // kernels.LANES))
         return y
 
     return forward
-
-
-def _width(rows: int, n_threads: int) -> int:
-    """Examples a block: the wider the faster, but a thread without a block is the slowest."""
-    return _NARROW if rows <= _NARROW * n_threads else _WIDE
 
 
 def _pack(kernels: ModuleType, steps: list[DenseStep]) -> tuple[npt.NDArray[Any], ...]:
@@ -411,8 +398,8 @@ def _csr_product(steps: list[DenseStep]) -> Product:
 
     matrices = [csr_array(step.kernel.T) for step in steps]
 
-    def forward(x: npt.NDArray[Any]) -> FloatArray:
-        y = np.ascontiguousarray(x.T, np.float32)  # (inputs, examples)
+    def forward(x: FloatArray) -> FloatArray:
+        y = np.ascontiguousarray(x.T)  # (inputs, examples)
         for matrix, step in zip(matrices, steps, strict=True):
             y = matrix @ y
             y += step.bias[:, None]
@@ -531,6 +518,14 @@ def _in_threads(work: Callable[[], None], n_threads: int) -> None:
     work()
     for other in others:
         other.result()
+
+
+@functools.lru_cache
+def _blas() -> Any:
+    """Says how many threads the libraries of linear algebra take, NumPy's among them."""
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController().select(user_api="blas")
 
 
 @functools.lru_cache

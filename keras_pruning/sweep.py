@@ -7,6 +7,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 from tqdm import tqdm
 
@@ -16,14 +17,23 @@ from keras_pruning.masks import check_sparsity
 from keras_pruning.prune import (
     Scope,
     Score,
-    apply_unit_masks,
-    apply_weight_masks,
+    prunable_layers,
     unit_masks,
     weight_masks,
+    weights_under_unit_masks,
+    weights_under_weight_masks,
 )
 from keras_pruning.sparse import sparse_forward
 
-__all__ = ["METHODS", "SPARSITIES", "check_data", "evaluator", "sparsity_sweep"]
+__all__ = [
+    "METHODS",
+    "SPARSITIES",
+    "Weights",
+    "check_data",
+    "evaluator",
+    "measured_sparsity",
+    "sparsity_sweep",
+]
 
 SPARSITIES = (0.0, 0.25, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.97, 0.99)
 METHODS = ("weights", "units", "random_weights", "random_units")
@@ -31,7 +41,9 @@ METHODS = ("weights", "units", "random_weights", "random_units")
 _WITHOUT_CHANCE = {"weights", "units"}
 
 PruneFunction = Callable[..., keras.Model]  # (model, sparsity, *, seed) -> pruned model
-InPlacePruner = Callable[[keras.Model, float, int], None]
+Weights = list[npt.NDArray[Any]]  # as model.get_weights() returns them
+Metrics = Callable[[Weights], dict[str, Any]]
+Pruner = Callable[[float, int], Weights]  # (sparsity, seed) -> the pruned model's weights
 
 
 def sparsity_sweep(
@@ -50,9 +62,9 @@ def sparsity_sweep(
 ) -> pd.DataFrame:
     """Returns what is left of a model at each sparsity, measured on (x, y).
 
-    One copy of the model is made and compiled for the whole sweep. A chain of Dense
-    layers is evaluated without what pruning cut off, by `sparse_forward`, so that a
-    point costs less the more is gone; any other model by its own `evaluate`, traced once.
+    A chain of Dense layers is evaluated without what pruning cut off, by
+    `sparse_forward`, so that a point costs less the more is gone. Of any other model one
+    copy is made for the whole sweep, whose `evaluate` is traced once.
 
     Args:
         model: A built and compiled Keras model.
@@ -96,24 +108,25 @@ def sparsity_sweep(
         for sparsity in asked
         for repeat in range(1 if method in _WITHOUT_CHANCE else repeats)
     ]
-    original = model.get_weights()
-    scratch = copy_model(model)
-    evaluate = evaluator(scratch, x, y, batch_size)
+    evaluate = evaluator(model, x, y, batch_size)
     dense: dict[str, float] = {}
     rows = []
     for method, sparsity, repeat in tqdm(
         points, "Sweep", disable=not progress, file=sys.stdout, unit="point"
     ):
-        scratch.set_weights(original)
-        pruners[method](scratch, sparsity, seed + repeat)
+        weights = pruners[method](sparsity, seed + repeat)
         if sparsity == 0 and method in METHODS:  # the same network for each of them
-            dense = measured = dense or evaluate()
+            dense = measured = dense or evaluate(weights)
         else:
-            measured = evaluate()
+            measured = evaluate(weights)
         rows.append(
             {"method": method, "sparsity": sparsity}
-            | _sizes(scratch, method, layers)
-            | {name: float(value) for name, value in measured.items()}
+            | {
+                "sparsity_measured": measured_sparsity(model, weights, method, layers),
+                "parameters": model.count_params(),
+                "nonzero": sum(int(np.count_nonzero(array)) for array in weights),
+            }
+            | measured
             | {"seed": None if method in _WITHOUT_CHANCE else seed + repeat, "repeat": repeat}
         )
     return pd.DataFrame(rows).astype({"seed": "Int64"})
@@ -124,8 +137,8 @@ def _pruners(
     methods: Iterable[str] | Mapping[str, PruneFunction],
     scope: Scope,
     layers: Sequence[str] | None,
-) -> dict[str, InPlacePruner]:
-    """Returns method name to a function that prunes the scratch model in place."""
+) -> dict[str, Pruner]:
+    """Returns method name to a function that gives the weights of the pruned model."""
     if isinstance(methods, Mapping):
         return {name: partial(_prune_by_function, model, f) for name, f in methods.items()}
     if isinstance(methods, str):
@@ -134,72 +147,78 @@ def _pruners(
     unknown = [name for name in names if name not in METHODS]
     if unknown:
         raise ValueError(f"Unknown method {unknown}. Known: {list(METHODS)}, or pass functions.")
-    return {name: partial(_prune_by_name, name, scope, layers) for name in names}
+    return {name: partial(_prune_by_name, model, name, scope, layers) for name in names}
 
 
 def _prune_by_name(
+    model: keras.Model,
     name: str,
     scope: Scope,
     layers: Sequence[str] | None,
-    scratch: keras.Model,
     sparsity: float,
     seed: int,
-) -> None:
+) -> Weights:
     score: Score = "random" if name.startswith("random") else "magnitude"
+    options: dict[str, Any] = {"scope": scope, "score": score, "layers": layers, "seed": seed}
     if name.endswith("units"):
-        masks = unit_masks(scratch, sparsity, scope=scope, score=score, layers=layers, seed=seed)
-        apply_unit_masks(scratch, masks)
-    else:
-        apply_weight_masks(
-            scratch,
-            weight_masks(scratch, sparsity, scope=scope, score=score, layers=layers, seed=seed),
-        )
+        return weights_under_unit_masks(model, unit_masks(model, sparsity, **options))
+    return weights_under_weight_masks(model, weight_masks(model, sparsity, **options))
 
 
 def _prune_by_function(
-    model: keras.Model, function: PruneFunction, scratch: keras.Model, sparsity: float, seed: int
-) -> None:
-    scratch.set_weights(function(model, sparsity, seed=seed).get_weights())
+    model: keras.Model, function: PruneFunction, sparsity: float, seed: int
+) -> Weights:
+    return function(model, sparsity, seed=seed).get_weights()
 
 
 def evaluator(
-    scratch: keras.Model, x: Any, y: Any, batch_size: int
-) -> Callable[[], dict[str, float]]:
-    """Returns a function that measures the scratch model's present weights."""
-    is_chain = read_dense_chain(scratch) is not None
-    head = loss_head(scratch) if is_chain else None
+    model: keras.Model, x: Any, y: Any, batch_size: int
+) -> Callable[[Weights], dict[str, float]]:
+    """Returns a function that measures the model with the weights it is given."""
+    head = loss_head(model) if read_dense_chain(model) is not None else None
+    metrics_of = _by_chain(model, head, x, y) if head else _by_copy(model, x, y, batch_size)
 
-    def evaluate() -> dict[str, float]:
-        steps = read_dense_chain(scratch) if head else None
-        if head is None or steps is None:
-            return scratch.evaluate(x, y, batch_size=batch_size, verbose=0, return_dict=True)
-        head.reset_metrics()
-        return head.test_on_batch(sparse_forward(steps, np.asarray(x)), y, return_dict=True)
+    def evaluate(weights: Weights) -> dict[str, float]:
+        return {name: float(value) for name, value in metrics_of(weights).items()}
 
     return evaluate
 
 
-def _sizes(
-    scratch: keras.Model, method: str, layers: Sequence[str] | None
-) -> dict[str, float | int]:
+def _by_chain(model: keras.Model, head: keras.Model, x: Any, y: Any) -> Metrics:
+    inputs = np.asarray(x)
+
+    def metrics_of(weights: Weights) -> dict[str, Any]:
+        steps = read_dense_chain(model, weights) or []
+        head.reset_metrics()
+        return head.test_on_batch(sparse_forward(steps, inputs), y, return_dict=True)
+
+    return metrics_of
+
+
+def _by_copy(model: keras.Model, x: Any, y: Any, batch_size: int) -> Metrics:
+    scratch = copy_model(model)
+
+    def metrics_of(weights: Weights) -> dict[str, Any]:
+        scratch.set_weights(weights)
+        return scratch.evaluate(x, y, batch_size=batch_size, verbose=0, return_dict=True)
+
+    return metrics_of
+
+
+def measured_sparsity(
+    model: keras.Model, weights: Weights, method: str, layers: Sequence[str] | None
+) -> float:
+    """Returns the share of zeros among the weights, or units, of the layers that are pruned."""
+    values = dict(zip(map(id, model.weights), weights, strict=True))
     of_units = method in METHODS and method.endswith("units")
-    chosen = [
-        entry
-        for entry in kernel_layers(scratch)
-        if (entry.name in layers if layers is not None else not entry.is_output)
-        and (entry.has_units or not of_units)
-    ]
+    names = prunable_layers(model, "units" if of_units else "weights") if layers is None else layers
+    chosen = [entry for entry in kernel_layers(model) if entry.name in names]
     if of_units:
-        kept = [entry.alive_units() for entry in chosen]
+        kept = [entry.alive_units(values[id(entry.unit_kernel)]) for entry in chosen]
     else:
-        kept = [keras.ops.convert_to_numpy(v) for entry in chosen for v in entry.kernels]
+        kept = [values[id(variable)] for entry in chosen for variable in entry.kernels]
     total = sum(array.size for array in kept)
-    zeros = total - sum(int(np.count_nonzero(array)) for array in kept)
-    return {
-        "sparsity_measured": zeros / total,
-        "parameters": scratch.count_params(),
-        "nonzero": sum(int(np.count_nonzero(w)) for w in scratch.get_weights()),
-    }
+    return (total - sum(int(np.count_nonzero(array)) for array in kept)) / total
 
 
 def check_data(model: keras.Model, x: Any, y: Any) -> None:

@@ -1,4 +1,4 @@
-"""The forward pass of a Dense chain in NumPy: the model's outputs, with less work."""
+"""A Dense chain as arrays: the model's outputs, with less work."""
 
 import keras
 import numpy as np
@@ -6,7 +6,8 @@ import pytest
 from keras import layers as kl
 
 import keras_pruning as kp
-from keras_pruning.dense_chain import compact, forward, read_dense_chain
+from keras_pruning.dense_chain import compact, read_dense_chain
+from keras_pruning.sparse import sparse_forward
 
 
 def image_network(activation="relu", use_bias=True):
@@ -38,14 +39,14 @@ def images():
 @pytest.mark.parametrize("sparsity", [0, 0.6, 0.95])
 def test_the_compact_chain_gives_the_models_outputs(images, activation, prune, sparsity):
     model = prune(image_network(activation), sparsity)
-    outputs = forward(compact(read_dense_chain(model)), images)
+    outputs = sparse_forward(read_dense_chain(model), images)
     expected = model.predict(images, batch_size=500, verbose=0)
     np.testing.assert_allclose(outputs, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_a_network_with_all_units_pruned_still_has_outputs(images):
     model = kp.prune_units(image_network(), 1)
-    outputs = forward(compact(read_dense_chain(model)), images)
+    outputs = sparse_forward(read_dense_chain(model), images)
     np.testing.assert_allclose(outputs, model.predict(images, verbose=0), rtol=1e-5)
 
 
