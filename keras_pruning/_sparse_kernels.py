@@ -22,7 +22,14 @@ from numba.core import cgutils
 from numba.core.datamodel import models
 from numba.extending import intrinsic, register_model
 
-__all__ = ["LANES", "forward_blocks", "multiply_dense", "multiply_sparse", "pack_kernel"]
+__all__ = [
+    "LANES",
+    "forward_blocks",
+    "multiply_dense",
+    "multiply_inputs",
+    "multiply_sparse",
+    "pack_kernel",
+]
 
 LANES = 16  # floats in one step of width: an AVX-512 register, two of AVX, four of SSE or NEON
 _ALIGNMENT = 64  # bytes, a cache line; a block that straddles lines costs up to 40 %
@@ -180,6 +187,68 @@ def forward_blocks(x, y, layers, starts, indices, values, bias, front, back, lik
         for row in range(rows):  # (units, width) -> (rows, units)
             for unit in range(y.shape[1]):
                 y[top + row, unit] = front[unit * width + row]
+
+
+@_jit
+def multiply_inputs(x, chunk, kernel, bias, y, relu, like):
+    """Writes `x @ kernel + bias`, skipping inputs of zero.
+
+    The same loop as in `forward_blocks` with the parts exchanged: there the weights are
+    sparse and the activations of `width` examples lie side by side, here the activations
+    are sparse and the weights of `width` units lie side by side.
+
+    Args:
+        x: float32 `(examples, inputs)`.
+        chunk: Inputs a chunk, at most 65,536.
+        kernel: float32, aligned: `(blocks, inputs, width)`, flat.
+        bias: float32, aligned, `(blocks * width,)`.
+        y: float32, aligned: `(examples, blocks * width)`, flat; written.
+        relu: Whether relu follows.
+        like: See `forward_blocks`.
+    """
+    width = LANES * len(like)
+    examples, inputs = x.shape
+    blocks = len(bias) // width
+    starts, indices, values = _squeeze(x, chunk)
+    for block in range(blocks):
+        segment = 0
+        for begin in range(0, max(inputs, 1), chunk):
+            first = block * inputs + begin
+            is_first = begin == 0
+            rectify = relu and begin + chunk >= inputs
+            for example in range(examples):
+                place = (example * blocks + block) * width
+                if is_first:
+                    sums = _load(bias, block * width, like)
+                else:
+                    sums = _load(y, place, like)
+                for k in range(np.uint64(starts[segment]), np.uint64(starts[segment + 1])):
+                    weights = _load(kernel, (first + np.intp(indices[k])) * width, like)
+                    sums = _multiply_add(values[k], weights, sums)
+                if rectify:
+                    sums = _relu(sums)
+                _store(y, place, sums)
+                segment += 1
+
+
+@_jit
+def _squeeze(x, chunk):
+    """Returns starts, indices and values of the inputs that are not zero, by chunk and example."""
+    examples, inputs = x.shape
+    starts = np.empty(-(-max(inputs, 1) // chunk) * examples + 1, np.int64)
+    indices = np.empty(x.size + 1, np.uint16)
+    values = np.empty(x.size + 1, np.float32)
+    segment = place = 0
+    for begin in range(0, max(inputs, 1), chunk):
+        for example in range(examples):
+            starts[segment] = place
+            segment += 1
+            for i in range(begin, min(begin + chunk, inputs)):
+                indices[place] = i - begin  # overwritten where the input is zero: no branch
+                values[place] = x[example, i]
+                place += x[example, i] != 0
+    starts[segment] = place
+    return starts, indices, values
 
 
 @_jit

@@ -30,7 +30,7 @@ from keras_pruning.prune import (
     unit_masks,
     weight_masks,
 )
-from keras_pruning.sparse import sparse_forward
+from keras_pruning.sparse_chain import sparse_forward
 
 if TYPE_CHECKING:
     import ipywidgets

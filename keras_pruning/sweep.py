@@ -23,7 +23,7 @@ from keras_pruning.prune import (
     weights_under_unit_masks,
     weights_under_weight_masks,
 )
-from keras_pruning.sparse import sparse_forward
+from keras_pruning.sparse_chain import sparse_forward
 
 __all__ = [
     "METHODS",

@@ -7,7 +7,7 @@ from keras import layers as kl
 
 import keras_pruning as kp
 from keras_pruning.dense_chain import compact, read_dense_chain
-from keras_pruning.sparse import sparse_forward
+from keras_pruning.sparse_chain import sparse_forward
 
 
 def image_network(activation="relu", use_bias=True):

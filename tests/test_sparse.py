@@ -14,9 +14,10 @@ import pytest
 from keras import layers as kl
 
 import keras_pruning as kp
-from keras_pruning import sparse
+from keras_pruning import sparse_chain
 from keras_pruning.dense_chain import DenseStep, read_dense_chain
-from keras_pruning.sparse import SparseModel, sparse_forward
+from keras_pruning.sparse import SparseModel
+from keras_pruning.sparse_chain import SparseChain, sparse_forward
 
 HAS_NUMBA = importlib.util.find_spec("numba") is not None
 INPUTS = 70
@@ -75,23 +76,40 @@ def x():
     return np.maximum(x, 0)  # half of it zero, as images and rectified activations are
 
 
-@pytest.fixture(params=["numba", "scipy"])
+@pytest.fixture(params=["numba", "SciPy"])
 def library(request, monkeypatch):
     """The sparse products of numba, and those of SciPy where numba is missing."""
-    if request.param == "numba" and not HAS_NUMBA:
-        pytest.skip("needs numba")
-    if request.param == "scipy":
-        monkeypatch.setattr(sparse, "_kernels", lambda: None)
-    monkeypatch.setattr(sparse, "_costs", functools.lru_cache(sparse._costs.__wrapped__))
-    return request.param
+    use_library(request.param, monkeypatch)
+
+
+@pytest.fixture(params=["weights with numba", "weights with SciPy", "inputs with numba"])
+def way(request, monkeypatch):
+    """Every layer skips zeros in this way, whether or not that is faster on this machine."""
+    way, library = request.param.split(" with ")
+    use_library(library, monkeypatch)
+    always(way, monkeypatch)
 
 
 @pytest.fixture
 def always_sparse(monkeypatch):
-    """Every layer skips zeros, whether or not that is faster on this machine."""
-    monkeypatch.setattr(sparse._Chain, "_choice", lambda self, rows: (True,) * len(self.steps))
+    always("weights", monkeypatch)
+
+
+def use_library(library, monkeypatch):
+    if library == "numba" and not HAS_NUMBA:
+        pytest.skip("needs numba")
+    if library == "SciPy":
+        monkeypatch.setattr(sparse_chain, "_kernels", lambda: None)
+    costs = functools.lru_cache(sparse_chain._costs.__wrapped__)
+    monkeypatch.setattr(sparse_chain, "_costs", costs)
+
+
+def always(way, monkeypatch):
+    monkeypatch.setattr(SparseChain, "_choose", lambda self, x, rows: [way] * len(self.steps))
     monkeypatch.setattr(
-        sparse, "_fastest_products", lambda steps, x: [sparse._ways(s.kernel)[-1] for s in steps]
+        sparse_chain,
+        "_fastest_products",
+        lambda steps, x: [sparse_chain._ways(step.kernel)[-1] for step in steps],
     )
 
 
@@ -100,7 +118,7 @@ def always_sparse(monkeypatch):
 
 @pytest.mark.parametrize("n_threads", [1, 2])
 @pytest.mark.parametrize("sparsity", [0, 0.5, 0.9, 0.99, 1])
-def test_sparse_products_give_the_models_outputs(x, library, always_sparse, sparsity, n_threads):
+def test_sparse_products_give_the_models_outputs(x, way, sparsity, n_threads):
     model = kp.prune_weights(network(), sparsity)
     skipping = SparseModel(model, n_threads=n_threads)
     expected = expected_outputs(model, x)
@@ -117,40 +135,42 @@ def test_the_faster_products_give_the_models_outputs(x, library, sparsity):
         assert_equal_outputs(skipping.predict(x[:batch]), expected[:batch])
 
 
-@pytest.mark.parametrize("choice", [(True, False, True, False), (False, True, True, False)])
-def test_dense_and_sparse_layers_can_alternate(x, library, monkeypatch, choice):
-    monkeypatch.setattr(sparse._Chain, "_choice", lambda self, rows: choice)
+@pytest.mark.parametrize("letters", ["wdwd", "dwwd", "iwid", "wiwi"])
+def test_the_ways_can_alternate(x, letters, monkeypatch):
+    ways = [{"w": "weights", "d": "dense", "i": "inputs"}[letter] for letter in letters]
+    use_library("numba", monkeypatch)
+    monkeypatch.setattr(SparseChain, "_choose", lambda self, x, rows: ways)
     model = kp.prune_weights(network(), 0.8)
     assert_equal_outputs(SparseModel(model).predict(x), expected_outputs(model, x))
 
 
 @pytest.mark.parametrize("activation", ["linear", "tanh", "sigmoid", "softplus", "gelu"])
-def test_other_activations_than_relu(x, library, always_sparse, activation):
+def test_other_activations_than_relu(x, way, activation):
     model = kp.prune_weights(network(activation), 0.8)
     expected = expected_outputs(model, x)
     for batch in (1, 256):
         assert_equal_outputs(SparseModel(model).predict(x[:batch]), expected[:batch])
 
 
-def test_a_network_without_biases(x, library, always_sparse):
+def test_a_network_without_biases(x, way):
     model = kp.prune_weights(network(use_bias=False), 0.9)
     assert_equal_outputs(SparseModel(model).predict(x), expected_outputs(model, x))
 
 
 @pytest.mark.parametrize("activation", ["relu", "sigmoid"])  # sigmoid(0) is not zero
 @pytest.mark.parametrize("sparsity", [0.7, 1])
-def test_pruned_units(x, library, always_sparse, activation, sparsity):
+def test_pruned_units(x, way, activation, sparsity):
     model = kp.prune_units(network(activation), sparsity)
     assert_equal_outputs(SparseModel(model).predict(x), expected_outputs(model, x))
 
 
-def test_a_layer_of_zeros_alone(x, library, always_sparse):
+def test_a_layer_of_zeros_alone(x, way):
     model = network()
     set_kernel(model.layers[-1], np.zeros((17, 3)))
     assert_equal_outputs(SparseModel(model).predict(x), expected_outputs(model, x))
 
 
-def test_all_weights_in_the_last_inputs_and_units(x, library, always_sparse):
+def test_all_weights_in_the_last_inputs_and_units(x, way):
     model = network(widths=(300, 200))  # more inputs than one chunk of them
     kernel = np.zeros((300, 200), np.float32)
     kernel[290:, 190:] = 1
@@ -158,7 +178,7 @@ def test_all_weights_in_the_last_inputs_and_units(x, library, always_sparse):
     assert_equal_outputs(SparseModel(model).predict(x), expected_outputs(model, x))
 
 
-def test_sums_of_several_chunks_of_inputs(library, always_sparse):
+def test_sums_of_several_chunks_of_inputs(way):
     rng = np.random.default_rng(0)
     kernel = rng.standard_normal((1000, 37)).astype(np.float32)
     kernel[rng.random(kernel.shape) < 0.5] = 0
@@ -168,7 +188,7 @@ def test_sums_of_several_chunks_of_inputs(library, always_sparse):
     assert_equal_outputs(sparse_forward([step], x), expected)
 
 
-def test_integer_weights_give_exact_outputs(library, always_sparse):
+def test_integer_weights_give_exact_outputs(way):
     kernel = np.array([[1, 0, -2], [0, 0, 3]], np.float32)
     step = DenseStep(kernel, np.array([1, 5, 0], np.float32), keras.activations.relu)
     x = np.array([[1, 1], [2, 0], [0, 0], [0, -1]], np.float32)
@@ -177,7 +197,7 @@ def test_integer_weights_give_exact_outputs(library, always_sparse):
     np.testing.assert_array_equal(sparse_forward([step], x[:1]), expected[:1])
 
 
-def test_images_of_uint8_with_rescaling_and_softmax(library, always_sparse):
+def test_images_of_uint8_with_rescaling_and_softmax(way):
     model = kp.prune_weights(image_network(), 0.5)
     images = np.random.default_rng(0).integers(0, 256, (99, 5, 6), np.uint8)
     skipping = SparseModel(model)
@@ -200,7 +220,7 @@ def test_inputs_in_any_form_of_the_same_numbers(x, always_sparse, change):
     np.testing.assert_array_equal(skipping.predict(change(x[:20])), skipping.predict(x[:20]))
 
 
-def test_no_examples_give_no_outputs(x, library, always_sparse):
+def test_no_examples_give_no_outputs(x, way):
     skipping = SparseModel(kp.prune_weights(network(), 0.9))
     assert skipping.predict(x[:0]).shape == (0, 3)
 
@@ -210,7 +230,7 @@ def test_a_call_is_a_prediction(x):
     np.testing.assert_array_equal(skipping(x[:5]), skipping.predict(x[:5]))
 
 
-def test_the_number_of_threads_changes_no_digit(x, library, always_sparse):
+def test_the_number_of_threads_changes_no_digit(x, way):
     model = kp.prune_weights(network(), 0.9)
     one, two = (SparseModel(model, n_threads=n).predict(x) for n in (1, 2))
     np.testing.assert_array_equal(one, two)
@@ -231,7 +251,7 @@ def test_predictions_from_several_threads_at_once(x, always_sparse):
         np.testing.assert_array_equal(outputs[i], skipping.predict(x))
 
 
-def test_sparse_forward_takes_the_steps_of_a_chain(x, library, always_sparse):
+def test_sparse_forward_takes_the_steps_of_a_chain(x, way):
     model = kp.prune_weights(network(), 0.9)
     outputs = sparse_forward(read_dense_chain(model), x, n_threads=1)
     assert_equal_outputs(outputs, expected_outputs(model, x))
@@ -248,26 +268,50 @@ def test_later_training_does_not_change_it(x):
 # Which way a layer is computed
 
 
-def test_a_layer_is_sparse_where_that_costs_less():
-    costs = sparse._Costs(dense=1, sparse=2, border=0)
+def costs_of(**changes):
+    slow = {"dense": 1, "weight": 99, "border": 0, "met": 99, "input": 0}
+    return sparse_chain._Costs(**slow | changes)
+
+
+def test_weights_are_skipped_where_that_costs_less():
     shapes, counts = [(10, 10)] * 4, [100, 51, 49, 0]
-    assert sparse._cheapest(shapes, counts, costs) == (False, False, True, True)
+    ways = sparse_chain._cheapest(shapes, counts, [1] * 4, costs_of(weight=2))
+    assert ways == ("dense", "dense", "weights", "weights")
+
+
+def test_inputs_are_skipped_where_that_costs_less():
+    shapes, densities = [(10, 64)] * 3, [1, 0.51, 0.49]
+    ways = sparse_chain._cheapest(shapes, [640] * 3, densities, costs_of(met=2))
+    assert ways == ("dense", "dense", "inputs")
+
+
+def test_inputs_of_few_units_are_not_worth_a_look():
+    ways = sparse_chain._cheapest([(10, 64), (10, 5)], [640, 50], [0.1] * 2, costs_of(met=2))
+    assert ways == ("inputs", "dense")
 
 
 def test_a_border_is_crossed_only_where_it_pays():
-    costs = sparse._Costs(dense=1, sparse=2, border=1)
-    shapes = [(10, 10)] * 3
-    assert sparse._cheapest(shapes, [0, 55, 0], costs) == (True, True, True)
-    assert sparse._cheapest(shapes, [100, 45, 100], costs) == (False, False, False)
+    shapes, costs = [(10, 10)] * 3, costs_of(weight=2, border=1)
+    assert sparse_chain._cheapest(shapes, [0, 55, 0], [1] * 3, costs) == ("weights",) * 3
+    assert sparse_chain._cheapest(shapes, [100, 45, 100], [1] * 3, costs) == ("dense",) * 3
+
+
+def test_the_inputs_of_each_layer_are_looked_at(x):
+    model = network()
+    steps = read_dense_chain(model)
+    densities = sparse_chain._input_densities(steps, x)
+    hidden = keras.Model(model.inputs, [layer.output for layer in model.layers[:-1]])(x)
+    expected = [(keras.ops.convert_to_numpy(h) > 0).mean() for h in (x, *hidden)]
+    np.testing.assert_allclose(densities, expected, atol=1e-4)
 
 
 def test_a_network_with_hardly_a_zero_does_without_numba(x, monkeypatch):
-    monkeypatch.setattr(sparse, "_kernels", lambda: pytest.fail("numba was imported"))
+    monkeypatch.setattr(sparse_chain, "_kernels", lambda: pytest.fail("numba was imported"))
     SparseModel(network()).predict(x[:10])
 
 
 def test_importing_the_library_imports_no_numba():
-    code = "import sys, keras_pruning.sparse; sys.exit('numba' in sys.modules)"
+    code = "import sys, keras_pruning.sparse_chain; sys.exit('numba' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
