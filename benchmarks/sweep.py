@@ -9,6 +9,7 @@ and must agree on every accuracy.
 """
 
 import argparse
+import gc
 import os
 import statistics
 import sys
@@ -59,6 +60,7 @@ def main() -> None:
     for repeat in range(arguments.repeats):
         results = []
         for name, run in zip(seconds, (plain_loop, swept), strict=True):
+            gc.collect()  # neither side clears up behind the other
             start = time.perf_counter()
             results.append(run(network, data))
             seconds[name].append(time.perf_counter() - start)

@@ -28,7 +28,7 @@ __all__ = [
     "multiply_dense",
     "multiply_inputs",
     "multiply_sparse",
-    "pack_kernel",
+    "squeeze",
 ]
 
 LANES = 16  # floats in one step of width: an AVX-512 register, two of AVX, four of SSE or NEON
@@ -145,9 +145,9 @@ def forward_blocks(x, y, layers, starts, indices, values, bias, front, back, lik
         x: Inputs, float32 `(examples, inputs)`.
         y: Outputs, float32 `(examples, units)`, written.
         layers: int64 `(layers, 4)`: inputs, units, inputs a chunk, whether relu follows.
-        starts: int64; where each unit's weights begin, by layer, chunk and unit.
-        indices: uint16; a weight's input, counted from the start of its chunk.
-        values: float32; the weights.
+        starts: See `squeeze`; where each unit's weights begin, by layer, chunk and unit.
+        indices: See `squeeze`; of the weights' inputs.
+        values: See `squeeze`; the weights.
         bias: float32; of all layers, one after the other.
         front: Room for a block, float32, aligned.
         back: Room for another.
@@ -190,6 +190,30 @@ def forward_blocks(x, y, layers, starts, indices, values, bias, front, back, lik
 
 
 @_jit
+def squeeze(x, chunk, segment, starts, indices, values):
+    """Writes the entries of a matrix that are not zero, row by row within each chunk of columns.
+
+    Args:
+        x: float32 `(rows, columns)`: of a layer's inputs, or of its kernel, transposed.
+        chunk: Columns a chunk, at most 65,536.
+        segment: The first place in `starts`; what stands there is where the entries begin.
+        starts: int64, written: where the entries of each chunk and row begin.
+        indices: uint16, written: an entry's column, counted from the start of its chunk.
+        values: float32, written: the entries. One longer than they are, as is `indices`.
+    """
+    rows, columns = x.shape
+    place = starts[segment]
+    for begin in range(0, max(columns, 1), chunk):
+        for row in range(rows):
+            for column in range(begin, min(begin + chunk, columns)):
+                indices[place] = column - begin  # overwritten where the entry is zero: no branch
+                values[place] = x[row, column]
+                place += x[row, column] != 0
+            segment += 1
+            starts[segment] = place
+
+
+@_jit
 def multiply_inputs(x, chunk, kernel, bias, y, relu, like):
     """Writes `x @ kernel + bias`, skipping inputs of zero.
 
@@ -209,7 +233,9 @@ def multiply_inputs(x, chunk, kernel, bias, y, relu, like):
     width = LANES * len(like)
     examples, inputs = x.shape
     blocks = len(bias) // width
-    starts, indices, values = _squeeze(x, chunk)
+    starts = np.zeros(-(-max(inputs, 1) // chunk) * examples + 1, np.int64)
+    indices, values = np.empty(x.size + 1, np.uint16), np.empty(x.size + 1, np.float32)
+    squeeze(x, chunk, 0, starts, indices, values)
     for block in range(blocks):
         segment = 0
         for begin in range(0, max(inputs, 1), chunk):
@@ -229,60 +255,6 @@ def multiply_inputs(x, chunk, kernel, bias, y, relu, like):
                     sums = _relu(sums)
                 _store(y, place, sums)
                 segment += 1
-
-
-@_jit
-def _squeeze(x, chunk):
-    """Returns starts, indices and values of the inputs that are not zero, by chunk and example."""
-    examples, inputs = x.shape
-    starts = np.empty(-(-max(inputs, 1) // chunk) * examples + 1, np.int64)
-    indices = np.empty(x.size + 1, np.uint16)
-    values = np.empty(x.size + 1, np.float32)
-    segment = place = 0
-    for begin in range(0, max(inputs, 1), chunk):
-        for example in range(examples):
-            starts[segment] = place
-            segment += 1
-            for i in range(begin, min(begin + chunk, inputs)):
-                indices[place] = i - begin  # overwritten where the input is zero: no branch
-                values[place] = x[example, i]
-                place += x[example, i] != 0
-    starts[segment] = place
-    return starts, indices, values
-
-
-@_jit
-def pack_kernel(kernel, chunk, segment, starts, indices, values):
-    """Writes a kernel's weights, unit by unit within each chunk of inputs.
-
-    Args:
-        kernel: float32 `(inputs, units)`.
-        chunk: Inputs a chunk, at most 65,536.
-        segment: This kernel's first place in `starts`; what stands there is where its
-            weights begin.
-        starts: See `forward_blocks`; written.
-        indices: See `forward_blocks`; written.
-        values: See `forward_blocks`; written.
-    """
-    inputs, units = kernel.shape
-    counts = np.empty(units, np.int32)
-    place = np.empty(units, np.int64)
-    for begin in range(0, max(inputs, 1), chunk):
-        end = min(begin + chunk, inputs)
-        counts[:] = 0
-        for i in range(begin, end):
-            for unit in range(units):
-                counts[unit] += kernel[i, unit] != 0
-        for unit in range(units):
-            place[unit] = starts[segment]
-            segment += 1
-            starts[segment] = place[unit] + counts[unit]
-        for i in range(begin, end):
-            for unit in range(units):
-                if kernel[i, unit] != 0:
-                    values[place[unit]] = kernel[i, unit]
-                    indices[place[unit]] = i - begin
-                    place[unit] += 1
 
 
 @_jit

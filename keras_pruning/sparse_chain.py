@@ -316,11 +316,10 @@ def _pack(kernels: ModuleType, steps: list[DenseStep]) -> tuple[npt.NDArray[Any]
     )
     segments = [max(-(-inputs // chunk), 1) * units for inputs, units, chunk, _ in layers]
     starts = np.zeros(sum(segments) + 1, np.int64)
-    indices = np.empty(sum(counts), np.uint16)
-    values = np.empty(sum(counts), np.float32)
+    indices, values = np.empty(sum(counts) + 1, np.uint16), np.empty(sum(counts) + 1, np.float32)
     for i, step in enumerate(steps):
         first = sum(segments[:i])
-        kernels.pack_kernel(step.kernel, layers[i, 2], first, starts, indices, values)
+        kernels.squeeze(step.kernel.T, layers[i, 2], first, starts, indices, values)
     return layers, starts, indices, values, np.concatenate([step.bias for step in steps])
 
 
