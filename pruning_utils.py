@@ -42,10 +42,14 @@ with _native_stderr_muted():  # TensorFlow writes notes while it is imported, at
 
 import keras_pruning.explore as _panel
 from keras_pruning import (
+    GradualPruning,
+    KeepZeros,
     prunable_layers,
     prune_units,
     prune_weights,
+    sensitivity_sweep,
     sparsity_sweep,
+    suggest_sparsities,
     summary,
     unit_mask,
     weight_mask,
@@ -58,6 +62,8 @@ from keras_pruning.plots import (
     plot_images,
     plot_masks,
     plot_matrix,
+    plot_recovery,
+    plot_sensitivity,
     plot_units_as_images,
     plot_weight_histograms,
 )
@@ -69,6 +75,8 @@ if TYPE_CHECKING:
 __all__ = [
     "DataUnavailableError",
     "Dataset",
+    "GradualPruning",
+    "KeepZeros",
     "TrainingResult",
     "build_dense_network",
     "draw_network_pruning",
@@ -81,12 +89,16 @@ __all__ = [
     "plot_images",
     "plot_masks",
     "plot_matrix",
+    "plot_recovery",
+    "plot_sensitivity",
     "plot_units_as_images",
     "plot_weight_histograms",
     "prunable_layers",
     "prune_units",
     "prune_weights",
+    "sensitivity_sweep",
     "sparsity_sweep",
+    "suggest_sparsities",
     "summary",
     "train",
     "unit_mask",
@@ -319,6 +331,7 @@ def train(
     epochs: int | None = None,
     batch_size: int = 256,
     learning_rate: float = 1e-3,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
     seed: int = 0,
     verbose: bool = True,
 ) -> TrainingResult:
@@ -339,6 +352,7 @@ def train(
             500 optimizer steps where there are few images: 84 for the digits.
         batch_size: Images a step.
         learning_rate: Learning rate of the first step.
+        callbacks: Keras callbacks for the training, such as `KeepZeros()`.
         seed: Fixes the order of the images. It sets the global seeds of Python, NumPy and the
             backend with `keras.utils.set_random_seed`, from which Keras shuffles.
         verbose: Whether to print one updating line of progress, which ends as the test accuracy.
@@ -376,7 +390,7 @@ def train(
             data.y_train,
             epochs=epochs,
             batch_size=batch_size,
-            callbacks=[progress],
+            callbacks=[*callbacks, progress],
             verbose=0,
         )
         seconds = time.perf_counter() - start

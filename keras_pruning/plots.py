@@ -36,6 +36,7 @@ __all__ = [
     "plot_images",
     "plot_masks",
     "plot_matrix",
+    "plot_recovery",
     "plot_sensitivity",
     "plot_units_as_images",
     "plot_weight_histograms",
@@ -62,6 +63,14 @@ _METHOD_LABELS = {
     "random_weights": "random weights\n(control)",
     "random_units": "random units\n(control)",
 }
+
+_RECOVERY_STYLES: tuple[dict[str, Any], ...] = (
+    {"color": "#9A9A9A", "marker": "|", "markersize": 20, "linestyle": "", "markeredgewidth": 2},
+    {"color": _BLUE, "marker": "o", "markersize": 7, "linestyle": "", "markerfacecolor": "w"},
+    {"color": _BLUE, "marker": "o", "markersize": 7, "linestyle": ""},
+    {"color": _VERMILLION, "marker": "D", "markersize": 6, "linestyle": ""},
+    {"color": "#009E73", "marker": "^", "markersize": 7, "linestyle": ""},
+)
 
 # The sparsity axis: labelled ticks, and the percent added to what remains so that 100 % is finite.
 _SPARSITY_TICKS = (0, 50, 80, 90, 95, 99)
@@ -459,6 +468,46 @@ def plot_class_accuracy(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     return ax
 
 
+def plot_recovery(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+    """Draw what training after pruning gives back: one line a network, from loss to recovery.
+
+    Args:
+        table: Accuracies in [0, 1]; the index names the networks. The first column is the
+            dense network, a grey stroke; the second the pruned one, a ring; the others, dots,
+            are what training made of it.
+        ax: Where to draw; a new pyplot figure if None.
+
+    Returns:
+        The axes, accuracy in percent.
+
+    Raises:
+        TypeError: If `table` is no DataFrame.
+        ValueError: If it is empty, has fewer than three columns, or a value lies outside [0, 1].
+    """
+    _check_frame(table)
+    percent = 100 * table.to_numpy(float)
+    _check_shares("table", percent / 100)
+    if table.shape[1] < 3:
+        raise ValueError(
+            f"table has the columns {list(table.columns)}. Expected at least three: the dense "
+            "network, the pruned one, the trained one."
+        )
+    ax = _new_axes((7.2, 1.3 + 0.55 * len(table))) if ax is None else ax
+    for row, (dense, pruned, *trained) in enumerate(percent):
+        _draw_recovery(ax, row, dense, pruned, trained)
+    ax.set_yticks(range(len(table)), [str(name) for name in table.index])
+    ax.set_ylim(len(table) - 0.5, -0.7)
+    ax.set_xlim(0, 108)  # room for the numbers beside the last dots
+    ax.set_xticks(range(0, 101, 20))
+    ax.set_xlabel("accuracy (%)")
+    ax.grid(axis="x", color="#EEEEEE", linewidth=0.8)
+    ax.set_axisbelow(True)
+    ax.spines[["top", "right", "left"]].set_visible(False)
+    ax.tick_params(axis="y", length=0)
+    _legend_of_recovery(ax, table.columns)
+    return ax
+
+
 def draw_network_pruning(
     *,
     layer_sizes: Sequence[int] = (6, 8, 6, 3),
@@ -579,6 +628,39 @@ def _draw_chance(ax: Axes, chance: float) -> None:
         color=_GREY,
         fontsize="small",
     )
+
+
+def _draw_recovery(
+    ax: Axes, row: int, dense: float, pruned: float, trained: Sequence[float]
+) -> None:
+    ax.plot([pruned, *trained], [row] * (1 + len(trained)), color=_SKY, linewidth=2, zorder=2)
+    ax.plot(dense, row, **_RECOVERY_STYLES[0])
+    ax.plot(pruned, row, **_RECOVERY_STYLES[1])
+    for value, style in zip(trained, _RECOVERY_STYLES[2:], strict=False):
+        ax.plot(value, row, **style)
+    rightmost = max(dense, *trained)
+    for value, x, offset in ((pruned, pruned, -7), (trained[-1], rightmost, 9)):
+        ax.annotate(
+            f"{value:.1f}",
+            (x, row),
+            xytext=(offset, 0),
+            textcoords="offset points",
+            ha="left" if offset > 0 else "right",
+            va="center",
+            color=_INK,
+            fontsize="small",
+        )
+
+
+def _legend_of_recovery(ax: Axes, names: Iterable[Any]) -> None:
+    from matplotlib.lines import Line2D
+
+    handles = [
+        Line2D([], [], label=str(name), **style)
+        for name, style in zip(names, _RECOVERY_STYLES, strict=False)
+    ]
+    look: dict[str, Any] = {"frameon": False, "fontsize": "small", "ncols": len(handles)}
+    ax.legend(handles=handles, loc="lower left", bbox_to_anchor=(0, 1), **look)
 
 
 def _accuracy_label(tables: Iterable[pd.DataFrame]) -> str:

@@ -64,6 +64,7 @@ PIXELS = np.arange(3 * 4, dtype=np.uint8).reshape(3, 2, 2)
 
 OF_AXES = {
     "accuracy": lambda **at: plots.plot_accuracy(sweep(repeats=2), chance=0.1, **at),
+    "recovery": lambda **at: plots.plot_recovery(RECOVERY, **at),
     "class_accuracy": lambda **at: plots.plot_class_accuracy(pd.DataFrame({"dense": [0.9]}), **at),
     "matrix": lambda **at: plots.plot_matrix([[1.0, 2.0]], mask=[[True, False]], **at),
 }
@@ -555,6 +556,10 @@ def test_images_that_cannot_be_drawn_are_refused(images, labels, error, message)
         plots.plot_images(images, labels, ["cat", "dog"])
 
 
+RECOVERY = pd.DataFrame(
+    {"dense": [0.98, 0.9], "one-shot": [0.7, 0.4], "trained on": [0.97, 0.88]},
+    index=["weights", "units"],
+)
 CLASSES = pd.DataFrame(
     {"dense": [0.9, 0.8, 1.0], "weights 90 %": [0.85, 0.1, 0.9]}, index=["cat", "dog", "emu"]
 )
@@ -582,6 +587,27 @@ def test_class_accuracies_that_cannot_be_drawn_are_refused():
         plots.plot_class_accuracy(CLASSES.iloc[:0])
     with pytest.raises(TypeError, match="table must be a pandas DataFrame, received dict"):
         plots.plot_class_accuracy({"dense": [1.0]})
+
+
+def test_a_recovery_goes_from_the_pruned_to_the_trained_network(ax):
+    plots.plot_recovery(RECOVERY, ax=ax)
+    dots = [
+        tuple(line.get_xydata()[0]) for line in ax.get_lines() if line.get_linestyle() == "None"
+    ]
+    assert dots == [(98, 0), (70, 0), (97, 0), (90, 1), (40, 1), (88, 1)]
+    assert [text.get_text() for text in ax.texts] == ["70.0", "97.0", "40.0", "88.0"]
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == ["weights", "units"]
+    legend = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert legend == ["dense", "one-shot", "trained on"]
+
+
+def test_recoveries_that_cannot_be_drawn_are_refused():
+    with pytest.raises(ValueError, match=r"table must lie in \[0, 1\], received 98"):
+        plots.plot_recovery(100 * RECOVERY)
+    with pytest.raises(
+        ValueError, match=r"columns \['dense', 'one-shot'\]. Expected at least three"
+    ):
+        plots.plot_recovery(RECOVERY.iloc[:, :2])
 
 
 # The drawn network.
