@@ -152,10 +152,16 @@ def copy_model(model: keras.Model) -> keras.Model:
     try:
         # A Lambda layer's code is in this process already: nothing unsafe is loaded.
         with keras.saving.custom_object_scope(_custom_objects(model)), warnings.catch_warnings():
-            if model.compiled and not model.optimizer.built:
-                # Keras warns that it leaves out the state of an optimizer that has none yet.
-                warnings.filterwarnings("ignore", "Skipping variable loading for optimizer")
-            return copy.deepcopy(model)
+            if not model.compiled or model.optimizer.built:
+                return copy.deepcopy(model)
+            # Keras warns that it leaves out the state of an optimizer that has none yet.
+            warnings.filterwarnings("ignore", "Skipping variable loading for optimizer")
+            copied = copy.deepcopy(model)
+            # But it has built the copy's: Adam's two moments would triple the copy's memory.
+            config = keras.optimizers.serialize(model.optimizer)
+            copied.optimizer = keras.optimizers.deserialize(config)
+            copied._compile_config.config["optimizer"] = copied.optimizer
+            return copied
     except (TypeError, ValueError, NotImplementedError, AttributeError) as error:
         raise ValueError(
             f"Model '{model.name}' cannot be copied, since Keras cannot save and load it. "

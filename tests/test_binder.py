@@ -3,6 +3,7 @@
 With --no-build neither Docker nor a network is needed.
 """
 
+import os
 import re
 import shutil
 import subprocess
@@ -51,3 +52,35 @@ def test_repo2docker_copies_the_repository_before_it_installs(dockerfile):
     assert copied.start() < installed.start()
     between = dockerfile[copied.start() : installed.start()]
     assert "WORKDIR" not in between  # so it runs in ${REPO_DIR}, where the file is
+
+
+def test_nothing_is_for_a_gpu():
+    text = (ROOT / "environment.yml").read_text() + (ROOT / "requirements.txt").read_text()
+    packages = re.sub(r"#.*", "", text)  # "tensorflow" alone brings no CUDA libraries
+    assert "tensorflow" in packages
+    assert re.findall(r"cuda|nvidia|gpu", packages, re.I) == []
+
+
+def test_repo2docker_fetches_the_data_after_it_has_installed(dockerfile):
+    fetched = re.search(r"^RUN \./postBuild$", dockerfile, re.M)
+    assert re.search(r"env update", dockerfile).start() < fetched.start()
+
+
+@pytest.mark.slow
+def test_no_network_does_not_break_the_build(tmp_path):
+    # Nothing listens on port 9, so every download is refused at once.
+    proxies = {f"{kind}_proxy": "http://127.0.0.1:9" for kind in ("http", "https")}
+    hidden = {"TFDS_DATA_DIR", "NO_PROXY", "no_proxy"}
+    kept = {name: value for name, value in os.environ.items() if name not in hidden}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        [ROOT / "postBuild"],
+        cwd=ROOT,
+        env={**kept, **proxies, "HOME": str(tmp_path), "PATH": path},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "MNIST is not prepared" in done.stdout
+    assert "Fashion-MNIST is not prepared" in done.stdout

@@ -4,6 +4,7 @@ Git takes the repository's address from a clone of this very checkout, with its 
 and pip is replaced by a note that it was called.
 """
 
+import importlib.util
 import json
 import os
 import shutil
@@ -104,13 +105,17 @@ def calls(environment: dict[str, str], program: str) -> list[str]:
     return [line for line in lines if line.startswith(program)]
 
 
+def set_up_source(notebook: NotebookNode) -> str:
+    return next(cell.source for cell in code_cells(notebook) if ADDRESS in cell.source)
+
+
 @pytest.fixture(scope="module")
 def executed(machine) -> NotebookNode:
     """The notebook run to its end; then its set-up cell once more, and a report of the state."""
     folder, environment = machine
     notebook = nbformat.read(folder / NOTEBOOK.name, as_version=4)
     notebook = with_parameters(notebook, FAST=True, DATASETS=("digits",))
-    set_up = next(cell.source for cell in code_cells(notebook) if ADDRESS in cell.source)
+    set_up = set_up_source(notebook)
     for cell in code_cells(notebook):
         cell.outputs, cell.execution_count = [], None
     notebook.cells.insert(0, new_code_cell("import google.colab"))
@@ -159,6 +164,17 @@ def test_setting_up_again_changes_nothing(executed, machine):
 
 def test_nothing_is_installed_where_the_imports_work(executed, machine):
     assert calls(machine[1], "pip") == []
+
+
+def test_only_what_is_missing_is_installed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pruning_utils.py").touch()  # nothing to clone
+    missing, ran = ("tensorflow_datasets", "sklearn"), []
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in missing else 1)
+    monkeypatch.setattr(subprocess, "run", lambda command, **options: ran.append(command))
+    exec(set_up_source(nbformat.read(NOTEBOOK, as_version=4)), {})
+    pip = [sys.executable, "-m", "pip", "install", "--quiet"]
+    assert ran == [[*pip, "tensorflow-datasets", "scikit-learn"]]
 
 
 def test_a_call_of_pip_would_have_been_noticed(machine, tmp_path):

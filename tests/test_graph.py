@@ -265,6 +265,19 @@ def test_a_model_compiled_but_not_trained_is_copied_without_a_warning():
         assert copy_model(model).compiled
 
 
+def test_a_copy_of_an_untrained_model_takes_no_memory_for_its_optimizer():
+    model = keras.Sequential([keras.Input((4,)), kl.Dense(2)])
+    model.compile(keras.optimizers.Adam(0.01), "mse")
+    copied = copy_model(model)
+    assert not copied.optimizer.built
+    assert copied.optimizer is not model.optimizer
+    copied.fit(np.ones((8, 4)), np.ones((8, 2)), verbose=0)
+    assert float(copied.optimizer.learning_rate) == pytest.approx(0.01)
+    assert copied.get_compile_config()["optimizer"]["config"]["learning_rate"] == pytest.approx(
+        0.01
+    )
+
+
 # Bad input
 
 

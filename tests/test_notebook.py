@@ -3,10 +3,12 @@
 A run is in a real kernel, in a copy of only those files that the notebook needs.
 """
 
+import json
 import os
 import re
 import shutil
 import sys
+import time
 from pathlib import Path
 
 import nbformat
@@ -21,8 +23,10 @@ NEEDED = [NOTEBOOK.name, "pruning_utils.py", "keras_pruning", "images"]
 
 MAX_BYTES = 2_000_000  # GitHub draws larger notebooks slowly or not at all
 MAX_LINES = 20  # of a code cell, without blank ones
+MAX_MEMORY = 1.25 * 2**30  # bytes; Binder promises 1 GiB and stops a kernel at 2
 CELL_TIMEOUT = 600  # seconds
 OFFLINE_TIMEOUT = 150  # less than the 200 s for which TFDS tries again and again to download
+WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 
 
 # ---- reading a notebook
@@ -92,6 +96,9 @@ def metadata_problems(notebook: NotebookNode) -> list[str]:
     problems = []
     if "widgets" in notebook.metadata:  # GitHub then shows "Invalid Notebook"
         problems.append("widget state in the metadata")
+    kinds = {kind for c in code_cells(notebook) for o in c.outputs for kind in o.get("data", {})}
+    if WIDGET_VIEW in kinds:  # without a kernel it is an error message in place of the output
+        problems.append("a widget among the outputs: leave its text only")
     if notebook.metadata.get("kernelspec", {}).get("name") != "python3":
         problems.append("the kernelspec is not python3")
     return problems
@@ -208,10 +215,21 @@ def kernel_environment(**changes: str) -> dict[str, str]:
     return {**kept, "JUPYTER_PREFER_ENV_PATH": "1", **changes}
 
 
+REPORT = """
+import json, resource, sys
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in KiB, on a Mac in bytes
+print(json.dumps({"prefix": sys.prefix, "peak": peak * (1 if sys.platform == "darwin" else 1024)}))
+"""
+
+
 def run(
     folder: Path, environment: dict[str, str], timeout: float = CELL_TIMEOUT, **parameters
 ) -> NotebookNode:
-    """The notebook after a run in `folder`; its last output is the kernel's sys.prefix."""
+    """The notebook after a run in `folder`.
+
+    Its last output is a report: the kernel's sys.prefix, and its peak memory in bytes. The
+    seconds that the run took are in its metadata.
+    """
     for name in NEEDED:
         if (ROOT / name).is_dir():
             ignored = shutil.ignore_patterns("__pycache__")
@@ -221,14 +239,26 @@ def run(
     notebook = with_parameters(nbformat.read(folder / NOTEBOOK.name, as_version=4), **parameters)
     for cell in code_cells(notebook):
         cell.outputs, cell.execution_count = [], None
-    notebook.cells.append(new_code_cell("import sys\nprint(sys.prefix)"))
+    notebook.cells.append(new_code_cell(REPORT))
     client = NotebookClient(
         notebook,
         timeout=timeout,
         kernel_name="python3",
         resources={"metadata": {"path": str(folder)}},
     )
-    return client.execute(env=environment)
+    start = time.monotonic()
+    executed = client.execute(env=environment)
+    executed.metadata["seconds"] = time.monotonic() - start
+    return executed
+
+
+def report(executed: NotebookNode) -> dict:
+    return json.loads(executed.cells[-1].outputs[0].text)
+
+
+def told(executed: NotebookNode, kind: str) -> str:
+    peak, seconds = report(executed)["peak"] / 2**30, executed.metadata["seconds"]
+    return f"\nnotebook on {kind}: {peak:.2f} GiB at the peak, {seconds:.0f} s"
 
 
 @pytest.fixture(scope="module", params=[("digits",), ("mnist", "fashion_mnist")], ids="-".join)
@@ -238,12 +268,14 @@ def executed(request, tmp_path_factory) -> NotebookNode:
     if request.param != ("digits",):
         changes["TFDS_DATA_DIR"] = str(request.getfixturevalue("shared_data"))
     folder = tmp_path_factory.mktemp("run")
-    return run(folder, kernel_environment(**changes), FAST=True, DATASETS=request.param)
+    executed = run(folder, kernel_environment(**changes), FAST=True, DATASETS=request.param)
+    executed.metadata["kind"] = f"{', '.join(request.param)} with FAST"
+    return executed
 
 
 @pytest.mark.slow
 def test_run_is_in_this_python(executed):
-    assert executed.cells[-1].outputs[0].text.strip() == sys.prefix
+    assert report(executed)["prefix"] == sys.prefix
 
 
 @pytest.mark.slow
@@ -252,7 +284,9 @@ def test_run_executes_every_cell(executed):
 
 
 @pytest.mark.slow
-def test_run_has_neither_errors_nor_stderr(executed):
+def test_run_has_neither_errors_nor_stderr(executed, capsys):
+    with capsys.disabled():
+        print(told(executed, executed.metadata["kind"]))
     assert output_problems(executed) == []
 
 
@@ -281,6 +315,15 @@ def test_run_without_data_and_network_goes_on_with_digits_and_says_so(tmp_path_f
     assert output_problems(executed) == []
     said = [line.lower() for line in output_text(executed).splitlines() if "digits" in line.lower()]
     assert any(re.search(r"instead|network|offline|download|unavailable", line) for line in said)
+
+
+@pytest.mark.slow
+def test_run_on_full_data_stays_within_binders_memory(shared_data, tmp_path, capsys):
+    executed = run(tmp_path, kernel_environment(TFDS_DATA_DIR=str(shared_data)), FAST=False)
+    with capsys.disabled():
+        print(told(executed, "full data"))
+    assert output_problems(executed) == []
+    assert report(executed)["peak"] < MAX_MEMORY
 
 
 # ---- the checks themselves, on samples
@@ -360,6 +403,11 @@ def test_bad_metadata_is_found():
     notebook = sample()
     notebook.metadata = NotebookNode({"widgets": {}, "kernelspec": {"name": "my_env"}})
     assert len(metadata_problems(notebook)) == 2
+
+
+def test_a_widget_among_the_outputs_is_found():
+    widget = new_output("display_data", {WIDGET_VIEW: {"model_id": "1"}, "text/plain": "Words."})
+    assert len(metadata_problems(sample(ran_cell("1", 2, widget)))) == 1
 
 
 def test_missing_parameters_are_found():

@@ -632,6 +632,23 @@ def test_the_trained_network_is_ready_for_fine_tuning(trained):
     assert len(optimizer.variables) == 2  # the iteration and the learning rate, no moments
 
 
+def test_every_epoch_shows_each_image_once_in_a_new_order():
+    numbers = np.arange(10)
+    batches = pu._Batches(numbers, numbers % 3, batch_size=4, seed=0)
+
+    def epoch():
+        images, labels = zip(*(batches[i] for i in range(len(batches))), strict=True)
+        assert [len(part) for part in images] == [4, 4, 2]
+        np.testing.assert_array_equal(np.concatenate(labels), np.concatenate(images) % 3)
+        return np.concatenate(images).tolist()
+
+    first = epoch()
+    batches.on_epoch_end()
+    second = epoch()
+    assert sorted(first) == sorted(second) == numbers.tolist()
+    assert len({tuple(first), tuple(second), tuple(numbers)}) == 3
+
+
 def test_training_is_repeated_by_its_seed(digits):
     def weights(seed):
         network = pu.build_dense_network(digits.image_shape, units=(16,))
