@@ -66,15 +66,14 @@ def our_times(turns: int) -> dict[str, list[float]]:
     import keras
 
     import keras_pruning as kp
-    from keras_pruning.finetune import GradualPruning, keep_zeros
 
     keras.utils.set_random_seed(0)
     dense = compiled_network(keras)
     last = (turns + 1) * STEPS
     plain, kept, gradual = (kp.prune_weights(dense, s) for s in (SPARSITY, SPARSITY, 0))
-    prune = GradualPruning(SPARSITY, end=last, every=STEPS)
+    prune = kp.GradualPruning(SPARSITY, end=last, every=STEPS)
     # As KeepZeros, but the step is compiled once and not for every turn.
-    with keep_zeros(kept), keep_zeros(gradual), warnings.catch_warnings():
+    with kp.keep_zeros(kept), kp.keep_zeros(gradual), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Training ended at step")  # every turn is a fit
         return take_turns(
             turns,
