@@ -646,6 +646,15 @@ def test_a_callback_on_an_unbuilt_model_is_refused():
         pass
 
 
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="Keras builds before the first epoch")
+@pytest.mark.parametrize("make", [KeepZeros, lambda: GradualPruning(0.5, every=1)])
+def test_a_fit_of_an_unbuilt_model_is_refused(make):
+    model = compiled(keras.Sequential([kl.Dense(4), kl.Dense(3)]))
+    with pytest.raises(ValueError, match="is not built"):
+        model.fit(**batches(2), callbacks=[make()])
+    assert is_plain(model)
+
+
 def test_a_model_without_kernels_is_refused():
     model = compiled(keras.Sequential([keras.Input((3,)), kl.BatchNormalization()]))
     with pytest.raises(ValueError, match="no layer with a kernel"):
