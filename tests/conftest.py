@@ -9,6 +9,11 @@ import pytest
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 os.environ["MPLBACKEND"] = "Agg"
 
+# What is about the tutorial, which stands on TensorFlow, or about documents is tested there alone.
+if os.environ.get("KERAS_BACKEND", "tensorflow") != "tensorflow":
+    tutorial = ("binder", "browser", "colab", "documents", "explore", "notebook", "pruning_utils")
+    collect_ignore = [f"test_{name}.py" for name in tutorial]
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
