@@ -1,6 +1,7 @@
 """Prune any Keras 3 model: by weight magnitude or by unit norm, for real."""
 
-from keras_pruning.finetune import GradualPruning, KeepZeros, keep_zeros, polynomial_sparsity
+from keras_pruning.finetune import KeepZeros, keep_zeros
+from keras_pruning.gradual import GradualPruning, polynomial_sparsity
 from keras_pruning.iterative import prune_iteratively, rewind
 from keras_pruning.masks import n_of_m_mask, unit_mask, weight_mask
 from keras_pruning.prune import prunable_layers, prune_units, prune_weights, summary
