@@ -126,10 +126,9 @@ def _nested(
 ) -> list[Signal]:
     """Goes through a model that is used as a layer."""
     function = functional_graph(model)
-    given = keras.tree.flatten(getattr(model, "_inputs_struct", None) or function.inputs)
-    by_position = not isinstance(getattr(model, "_inputs_struct", None), dict)
+    by_name = isinstance(getattr(function, "_inputs_struct", None), dict)
     ranks = [len(s.shape) for s in inputs]
-    if not by_position or len(arguments) != len(given) or ranks != [len(t.shape) for t in given]:
+    if by_name or len(arguments) != len(inputs) or ranks != [len(t.shape) for t in function.inputs]:
         raise NoRule("takes its inputs by name or in another shape")
     for tensor, signal in zip(function.inputs, inputs, strict=True):
         input_layer = tensor._keras_history[0]
