@@ -1,4 +1,4 @@
-"""How each kind of layer passes its channels on: a table of rules, and the walk.
+"""How each kind of layer passes its channels on: a table of rules.
 
 A rule takes the call of a layer and returns the `Signal` it sends on. What has no rule is
 safe: its channels stay.
@@ -6,7 +6,6 @@ safe: its channels stay.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -16,101 +15,16 @@ import numpy.typing as npt
 from keras import activations
 from keras import layers as kl
 
-from keras_pruning.channels import ChannelGraph, FloatArray, IntArray, NoRule, Shape, Signal
-from keras_pruning.graph import functional_graph, nodes_in_order
+from keras_pruning.channels import Call, ChannelGraph, FloatArray, IntArray, NoRule, Shape, Signal
 
-__all__ = ["trace_channels"]
-
-
-@dataclass(frozen=True)
-class Call:
-    """One call of a layer or operation, with one output."""
-
-    operation: Any
-    inputs: list[Signal]
-    arguments: list[Signal | float]  # the inputs, and the numbers between them
-    output_shape: Shape
-
-    @property
-    def input(self) -> Signal:
-        """The one input; its axis is known."""
-        if len(self.inputs) != 1 or self.inputs[0].axis is None:
-            raise NoRule("has an input whose units cannot be followed")
-        return self.inputs[0]
+__all__ = ["rule_of"]
 
 
 Rule = Callable[[ChannelGraph, Call], Signal]
 
 
-def trace_channels(model: keras.Model) -> ChannelGraph | None:
-    """Follows the channels of a built model; `None` for a model that shows no graph."""
-    function = functional_graph(model)
-    if function is None:
-        return None
-    graph = ChannelGraph()
-    inputs = [_fresh(graph, t.shape, "it is the model's input") for t in function.inputs]
-    for signal in _trace(graph, function, inputs):
-        graph.block(signal.ids, "it is the model's output")
-    return graph
-
-
-def _fresh(graph: ChannelGraph, shape: Shape, reason: str) -> Signal:
-    size = shape[-1] if len(shape) > 1 else None
-    if size is None:
-        return Signal.unknown(shape)
-    ids = graph.new(size)
-    graph.block(ids, reason)
-    return Signal(shape, len(shape) - 1, ids, np.full(size, np.nan))
-
-
-def _trace(graph: ChannelGraph, function: Any, inputs: list[Signal]) -> list[Signal]:
-    """Returns the output signals of a functional graph."""
-    signals = {id(t): signal for t, signal in zip(function.inputs, inputs, strict=True)}
-    for node in nodes_in_order(function):
-        if node.input_tensors:
-            received = [signals[id(t)] for t in node.input_tensors]
-            sent = _apply(graph, node, received)
-            signals |= {id(t): s for t, s in zip(node.output_tensors, sent, strict=True)}
-    return [signals[id(t)] for t in function.outputs]
-
-
-def _apply(graph: ChannelGraph, node: Any, inputs: list[Signal]) -> list[Signal]:
-    """Returns the signals that a call sends on; without a rule, what it receives stays."""
-    operation = node.operation
-    try:
-        if operation in graph.refused:
-            raise NoRule(graph.refused[operation])
-        arguments = _arguments(node, inputs)
-        if functional_graph(operation) is not None:
-            return _nested(graph, operation, inputs, arguments)
-        call = Call(operation, inputs, arguments, tuple(node.output_tensors[0].shape))
-        return [_rule(operation)(graph, call)]
-    except NoRule as why:
-        kind = type(operation).__name__
-        reason = graph.refused.get(operation) or f"'{operation.name}' ({kind}) {why}"
-        for signal in inputs:
-            graph.block(signal.ids, reason)
-        graph.refuse(operation, reason)
-        return [Signal.unknown(tuple(t.shape)) for t in node.output_tensors]
-
-
-def _arguments(node: Any, inputs: list[Signal]) -> list[Signal | float]:
-    """The arguments of a call, if they are tensors and numbers and nothing else."""
-    if any(value is not None and value is not False for value in node.arguments.kwargs.values()):
-        raise NoRule(f"is called with {sorted(node.arguments.kwargs)}")
-    signals = iter(inputs)
-    given: list[Signal | float] = []
-    for value in keras.tree.flatten(node.arguments.args):
-        if isinstance(value, keras.KerasTensor):
-            given.append(next(signals))
-        elif isinstance(value, (int, float)) and not isinstance(node.operation, keras.Layer):
-            given.append(float(value))
-        else:
-            raise NoRule("is called with more than tensors")
-    return given
-
-
-def _rule(operation: Any) -> Rule:
+def rule_of(operation: Any) -> Rule:
+    """Returns the rule of a layer or operation, or raises `NoRule`."""
     is_layer = isinstance(operation, keras.Layer)
     kind = type(operation)
     rule = _RULES.get(kind) if is_layer else _OPERATION_RULES.get(kind.__name__)
@@ -119,21 +33,6 @@ def _rule(operation: Any) -> Rule:
     if getattr(operation, "quantization_mode", None) or getattr(operation, "lora_enabled", False):
         raise NoRule("is quantized or has LoRA weights")
     return rule
-
-
-def _nested(
-    graph: ChannelGraph, model: Any, inputs: list[Signal], arguments: list[Signal | float]
-) -> list[Signal]:
-    """Goes through a model that is used as a layer."""
-    function = functional_graph(model)
-    by_name = isinstance(getattr(function, "_inputs_struct", None), dict)
-    ranks = [len(s.shape) for s in inputs]
-    if by_name or len(arguments) != len(inputs) or ranks != [len(t.shape) for t in function.inputs]:
-        raise NoRule("takes its inputs by name or in another shape")
-    for tensor, signal in zip(function.inputs, inputs, strict=True):
-        input_layer = tensor._keras_history[0]
-        graph.resize(input_layer, ("batch_shape", signal.axis), signal.ids)
-    return _trace(graph, function, inputs)
 
 
 # Layers that make units
@@ -219,7 +118,7 @@ def _sum(
 
 
 def _with_bias(
-    graph: ChannelGraph, call: Call, axis: int | None, ids: IntArray, values: FloatArray
+    graph: ChannelGraph, call: Call, axis: int, ids: IntArray, values: FloatArray
 ) -> Signal:
     """Adds the bias and goes through the layer's activation."""
     layer = call.operation
@@ -344,9 +243,7 @@ def _flatten(graph: ChannelGraph, call: Call) -> Signal:
 
 
 def _reshape(graph: ChannelGraph, call: Call) -> Signal:
-    layer, target = call.operation, call.output_shape[1:]
-    if None in target:
-        raise NoRule("has an output of unknown size")
+    layer, target = call.operation, _known(call.output_shape[1:])
     order = _channel_of_each_entry(call.input).reshape(target)
     axis = next((a for a in reversed(range(len(target))) if _varies_along(order, a)), None)
     if axis is None:
@@ -375,12 +272,17 @@ def _repeat_vector(graph: ChannelGraph, call: Call) -> Signal:
 
 def _channel_of_each_entry(signal: Signal) -> IntArray:
     """The position of the channel that each entry of an example belongs to."""
-    shape = signal.shape[1:]
-    if None in shape or signal.axis is None:
-        raise NoRule("has an input of unknown size")
+    shape = _known(signal.shape[1:])
     along = [1] * len(shape)
     along[signal.axis - 1] = -1
-    return np.broadcast_to(np.arange(len(signal.ids)).reshape(along), shape)  # type: ignore[arg-type]
+    return np.broadcast_to(np.arange(len(signal.ids)).reshape(along), shape)
+
+
+def _known(shape: Shape) -> tuple[int, ...]:
+    sizes = tuple(size for size in shape if size is not None)
+    if len(sizes) < len(shape):
+        raise NoRule("has a tensor of unknown size")
+    return sizes
 
 
 # Layers and operations with several inputs
@@ -426,7 +328,7 @@ def _product(rows: list[FloatArray]) -> FloatArray:
 
 def _concatenate(graph: ChannelGraph, call: Call) -> Signal:
     axis = call.operation.axis % len(call.output_shape)
-    axes = [s.axis for s in call.inputs if s.axis is not None]
+    axes = [s.axis for s in call.inputs if s.axis]
     if not axes:
         raise NoRule("has inputs whose units cannot be followed")
     along = axis if axis in axes else axes[0]
@@ -512,6 +414,7 @@ _PLAIN = {kl.ReLU, kl.LeakyReLU, kl.ELU}
 _ADD: Rule = partial(_merge, combine=lambda rows: np.sum(rows, axis=0))
 _SUBTRACT: Rule = partial(_merge, combine=lambda rows: rows[0] - rows[1])
 _MULTIPLY: Rule = partial(_merge, combine=_product)
+_DIVIDE: Rule = partial(_merge, combine=lambda rows: rows[0] / rows[1])
 _MAXIMUM: Rule = partial(_merge, combine=lambda rows: np.max(rows, axis=0))
 _MINIMUM: Rule = partial(_merge, combine=lambda rows: np.min(rows, axis=0))
 
@@ -526,8 +429,8 @@ _RULES: dict[type, Rule] = {
     **_rules(_elementwise, "Activation", "ReLU", "LeakyReLU", "ELU", "Rescaling"),
     **_rules(
         _same,
-        "ActivityRegularization", "AlphaDropout", "Dropout", "GaussianDropout", "GaussianNoise", "Identity",
-        *_dimensions("SpatialDropout"),
+        "ActivityRegularization", "AlphaDropout", "Dropout", "GaussianDropout", "GaussianNoise",
+        "Identity", *_dimensions("SpatialDropout"),
     ),
     **_rules(_pad, *_dimensions("ZeroPadding")),
     **_rules(_move, *_dimensions("Cropping")),
@@ -551,10 +454,11 @@ _OPERATION_RULES: dict[str, Rule] = {
     "Add": _ADD,
     "Subtract": _SUBTRACT,
     "Multiply": _MULTIPLY,
-    "TrueDivide": partial(_merge, combine=lambda rows: rows[0] / rows[1]),
+    "TrueDivide": _DIVIDE,
     "Maximum": _MAXIMUM,
     "Minimum": _MINIMUM,
-} | dict.fromkeys(
-    ("Absolute", "Exp", "Negative", "Relu", "Sigmoid", "Silu", "Softplus", "Square", "Tanh"),
-    _operation,
-)
+    **dict.fromkeys(
+        ("Absolute", "Exp", "Negative", "Relu", "Sigmoid", "Silu", "Softplus", "Square", "Tanh"),
+        _operation,
+    ),
+}

@@ -5,7 +5,8 @@ it; where a layer adds two tensors, the ids of the two are joined, since their c
 only be removed together. What a channel carries is followed as well: a channel that is
 the same number for every input and at every position needs no unit.
 
-This module holds the book-keeping; `channel_rules` knows the layers.
+This module holds the book-keeping; `channel_rules` knows the layers, `channel_walk` goes
+through a model.
 """
 
 from collections.abc import Hashable
@@ -18,7 +19,7 @@ import numpy.typing as npt
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-__all__ = ["ChannelGraph", "Fold", "NoRule", "Shape", "Signal"]
+__all__ = ["Call", "ChannelGraph", "Fold", "NoRule", "Shape", "Signal"]
 
 Shape = tuple[int | None, ...]
 IntArray = npt.NDArray[np.int64]
@@ -35,14 +36,14 @@ class Signal:
     """What is known of a tensor: which axis counts its channels, their ids and constants."""
 
     shape: Shape  # with the batch axis
-    axis: int | None  # None: nothing is known of the tensor
+    axis: int  # 0, the batch axis: nothing is known of the tensor
     ids: IntArray  # (channels,)
     values: FloatArray  # (channels,): the number the channel always is, NaN if it varies
 
     @staticmethod
     def unknown(shape: Shape) -> "Signal":
         """A tensor of whose channels nothing is known."""
-        return Signal(shape, None, np.zeros(0, np.int64), np.zeros(0))
+        return Signal(shape, 0, np.zeros(0, np.int64), np.zeros(0))
 
     def reshaped(self, shape: Shape, axis: int, channels: IntArray) -> "Signal":
         """The signal where axis `axis` of `shape` counts these of its channels."""
@@ -51,6 +52,23 @@ class Signal:
     def carrying(self, values: FloatArray) -> "Signal":
         """The same channels with other constants."""
         return replace(self, values=np.where(np.isfinite(values), values, np.nan))
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a layer or operation, with one output."""
+
+    operation: Any
+    inputs: list[Signal]
+    arguments: list[Signal | float]  # the inputs, and the numbers between them
+    output_shape: Shape
+
+    @property
+    def input(self) -> Signal:
+        """The one input; its axis is known."""
+        if len(self.inputs) != 1 or not self.inputs[0].axis:
+            raise NoRule("has an input whose units cannot be followed")
+        return self.inputs[0]
 
 
 @dataclass(frozen=True)

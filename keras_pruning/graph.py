@@ -206,10 +206,11 @@ def functional_graph(model: keras.Layer) -> Any | None:
 
     The graph has `inputs` and `outputs`, flat lists of symbolic tensors.
     """
-    function = _functional(model)
+    function, kind = _functional(model), type(model)
     runs_it = any(
-        base.__name__ in ("Functional", "Sequential") and base.call is type(model).call
-        for base in type(model).__mro__
+        base.__name__ in ("Functional", "Sequential")
+        and getattr(base, "call", None) is getattr(kind, "call", None)
+        for base in kind.__mro__
         if base.__module__.split(".")[0] == "keras"
     )
     return function if runs_it else None

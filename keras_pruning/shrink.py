@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from keras_pruning.channel_rules import trace_channels
+from keras_pruning.channel_walk import trace_channels
 from keras_pruning.channels import BoolArray, ChannelGraph
 from keras_pruning.graph import (
     copy_state,
@@ -66,7 +66,7 @@ def shrink(
     Example:
     >>> dense = keras.layers.Dense
     >>> model = keras.Sequential([keras.Input((8,)), dense(10, name="hidden"), dense(3)])
-    >>> model.get_layer("hidden").kernel.assign(np.eye(8, 10))
+    >>> _ = model.get_layer("hidden").kernel.assign(np.eye(8, 10))
     >>> shrink(model).get_layer("hidden").units
     8
     """
