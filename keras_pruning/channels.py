@@ -167,7 +167,10 @@ class ChannelGraph:
         whose weights are all zero. The kernel has the shape (window, channels, units).
         """
         heard = (kernel != 0).any(axis=(0, 2))
-        self.block(ids[heard & np.isnan(values)], f"'{layer.name}' needs what it sends")
+        self.block(
+            ids[heard & np.isnan(values)],
+            f"'{layer.name}' reads it, alone or combined, where it is no constant to fold",
+        )
         earlier = self.folds.get(layer)
         if earlier is not None:
             self.join(earlier.ids, ids)

@@ -12,10 +12,13 @@ from keras_pruning.graph import kernel_layers
 from keras_pruning.prune import apply_unit_masks, unit_masks
 from keras_pruning.shrink import shrink
 
-ON_TENSORFLOW = keras.backend.backend() == "tensorflow"
+BACKEND = keras.backend.backend()
 # TensorFlow has no convolution with the channels first on a CPU.
-DATA_FORMATS = ["channels_last"] if ON_TENSORFLOW else ["channels_last", "channels_first"]
-RANDOM_MODELS = int(os.environ.get("RANDOM_MODELS", "300" if ON_TENSORFLOW else "60"))
+DATA_FORMATS = ["channels_last"] if BACKEND == "tensorflow" else ["channels_last", "channels_first"]
+# JAX compiles each operation of each model anew, seconds a model.
+RANDOM_MODELS = int(
+    os.environ.get("RANDOM_MODELS", {"tensorflow": 300, "torch": 60}.get(BACKEND, 10))
+)
 
 
 def numpy(tensor):
@@ -143,8 +146,9 @@ class RandomModel:
             kl.PReLU(shared_axes=shared),
             kl.Dropout(0.3),
             kl.Rescaling(2.0, self.pick([0.0, 0.5])),
-            kl.LayerNormalization(axis=self.axis),
         ]
+        if self.data_format == "channels_last":  # PyTorch takes no other axis
+            layers.append(kl.LayerNormalization())
         if self.dims:
             layers += [
                 self.of_dims("MaxPooling#", 2, strides=1, padding=self.pick(["same", "valid"])),
