@@ -386,7 +386,7 @@ def _through(function: Callable[[Any], Any] | None, values: FloatArray) -> Float
     if function is None or not known.any():
         return values
     sent = values.copy()
-    row = keras.ops.convert_to_tensor(values[known].astype(np.float32)[None])
+    row = keras.ops.convert_to_tensor(values[known][None], keras.config.floatx())
     sent[known] = keras.ops.convert_to_numpy(function(row))[0]
     return sent
 

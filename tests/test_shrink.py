@@ -375,25 +375,37 @@ def test_flattened_rows_are_those_of_the_kept_filters():
     np.testing.assert_array_equal(numpy(shrink(model).get_layer("last").kernel), expected)
 
 
-def test_channels_first_tensors_are_flattened_filter_by_filter():
+@pytest.mark.parametrize("data_format", ["channels_last", "channels_first"])
+def test_channels_before_positions_are_flattened_in_the_order_of_the_data_format(data_format):
     inputs = keras.Input((3, 4))  # three channels of four positions
     x = kl.Permute((2, 1))(kl.Conv1D(3, 1, name="conv")(kl.Permute((2, 1))(inputs)))
-    model = keras.Model(inputs, kl.Dense(2, name="last")(kl.Flatten()(x)))
-    randomize(model, np.random.default_rng(0))
+    flat = kl.Flatten(data_format=data_format)(x)
+    model = randomize(keras.Model(inputs, kl.Dense(2, name="last")(flat)), np.random.default_rng(0))
     apply_unit_masks(model, {"conv": np.array([True, False, True])})
     shrunken, after, _ = shrink_and_compare(model)
     assert after["conv"] == 2
-    kernel = numpy(model.get_layer("last").kernel).reshape(3, 4, 2)  # channels, positions
-    expected = np.delete(kernel, 1, axis=0).reshape(8, 2)
+    rows = (3, 4) if data_format == "channels_last" else (4, 3)  # channels, positions; reversed
+    kernel = numpy(model.get_layer("last").kernel).reshape(*rows, 2)
+    expected = np.delete(kernel, 1, axis=rows.index(3)).reshape(8, 2)
     np.testing.assert_array_equal(numpy(shrunken.get_layer("last").kernel), expected)
 
 
-def test_a_constant_stays_before_a_convolution_that_pads_with_zeros():
-    _, after, reasons = shrink_and_compare(
-        conv_then(kl.Conv2D(2, 3, padding="same", name="next"), bias=0.7)
-    )
-    assert after["conv"] == 4
-    assert "'next'" in reasons["conv"]
+@pytest.mark.parametrize(
+    "layers",
+    [
+        [kl.Conv2D(2, 3, padding="same", name="next")],
+        [kl.ZeroPadding2D(1), kl.Conv2D(2, 3, name="next")],
+        [kl.DepthwiseConv2D(3, padding="same"), kl.Conv2D(2, 1, name="next")],
+        [kl.Conv2DTranspose(2, 3, name="next")],
+    ],
+    ids=lambda layers: type(layers[0]).__name__,
+)
+def test_a_constant_stays_where_zeros_are_put_beside_it_and_a_zero_goes(layers):
+    for bias, left in ((0.7, 4), (0.0, 2)):
+        layers = [type(layer).from_config(layer.get_config()) for layer in layers]
+        _, after, reasons = shrink_and_compare(conv_then(*layers, bias=bias))
+        assert after["conv"] == left
+        assert ("'next'" in reasons["conv"]) == (left == 4)
 
 
 # Units that go together
