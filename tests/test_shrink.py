@@ -395,6 +395,7 @@ def test_channels_before_positions_are_flattened_in_the_order_of_the_data_format
     [
         [kl.Conv2D(2, 3, padding="same", name="next")],
         [kl.ZeroPadding2D(1), kl.Conv2D(2, 3, name="next")],
+        [kl.AveragePooling2D(2, padding="same"), kl.Dense(2, name="next")],
         [kl.DepthwiseConv2D(3, padding="same"), kl.Conv2D(2, 1, name="next")],
         [kl.Conv2DTranspose(2, 3, name="next")],
     ],
