@@ -6,6 +6,7 @@ from keras_pruning.iterative import prune_iteratively, rewind
 from keras_pruning.masks import n_of_m_mask, unit_mask, weight_mask
 from keras_pruning.prune import prunable_layers, prune_units, prune_weights, summary
 from keras_pruning.sensitivity import sensitivity_sweep, suggest_sparsities
+from keras_pruning.shrink import shrink
 from keras_pruning.sparse import SparseModel
 from keras_pruning.sweep import sparsity_sweep
 from keras_pruning.taylor import taylor_scores
@@ -23,6 +24,7 @@ __all__ = [
     "prune_weights",
     "rewind",
     "sensitivity_sweep",
+    "shrink",
     "sparsity_sweep",
     "suggest_sparsities",
     "summary",

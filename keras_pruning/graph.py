@@ -7,6 +7,7 @@ private names this takes (`_flatten_layers`, `_functional`, `_nodes_by_depth`,
 
 import copy
 import inspect
+import tempfile
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,9 +22,14 @@ __all__ = [
     "KernelLayer",
     "batch_norms_after",
     "copy_model",
+    "copy_state",
+    "functional_graph",
     "kernel_layers",
     "linear_chain",
     "loss_head",
+    "model_config",
+    "model_from_config",
+    "nodes_in_order",
 ]
 
 _CONV_TRANSPOSE = (kl.Conv1DTranspose, kl.Conv2DTranspose, kl.Conv3DTranspose)
@@ -162,12 +168,69 @@ def copy_model(model: keras.Model) -> keras.Model:
             copied.optimizer = keras.optimizers.deserialize(config)
             copied._compile_config.config["optimizer"] = copied.optimizer
             return copied
-    except (TypeError, ValueError, NotImplementedError, AttributeError) as error:
-        raise ValueError(
-            f"Model '{model.name}' cannot be copied, since Keras cannot save and load it. "
-            "Give its custom layers a get_config() and decorate custom functions with "
-            f"@keras.saving.register_keras_serializable(). Keras says: {error}"
-        ) from error
+    except _NOT_SERIALIZABLE as error:
+        raise _cannot_be_copied(model, error) from error
+
+
+def model_config(model: keras.Model) -> dict[str, Any]:
+    """Returns the model's architecture and compile state as Keras serialises them.
+
+    Raises:
+        ValueError: If Keras cannot serialise the model; says why and what to do.
+    """
+    try:
+        with keras.saving.custom_object_scope(_custom_objects(model)):
+            return keras.saving.serialize_keras_object(model)
+    except _NOT_SERIALIZABLE as error:
+        raise _cannot_be_copied(model, error) from error
+
+
+def model_from_config(model: keras.Model, config: dict[str, Any]) -> keras.Model:
+    """Returns a model of an edited `model_config(model)`, with fresh weights and optimizer.
+
+    Raises:
+        ValueError: If Keras cannot serialise the model; says why and what to do.
+    """
+    try:
+        # A Lambda layer's code is in this process already: nothing unsafe is loaded.
+        return keras.saving.deserialize_keras_object(
+            config, custom_objects=_custom_objects(model), safe_mode=False
+        )
+    except _NOT_SERIALIZABLE as error:
+        raise _cannot_be_copied(model, error) from error
+
+
+def copy_state(source: keras.Layer, target: keras.Layer) -> None:
+    """Gives `target` the weights and other state of a layer of the same configuration."""
+    pairs = zip(source._flatten_layers(), target._flatten_layers(), strict=True)
+    for old, new in pairs:
+        store: dict[str, Any] = {}
+        old.save_own_variables(store)
+        new.load_own_variables(store)
+        if hasattr(old, "save_assets"):  # the vocabulary of a text layer
+            with tempfile.TemporaryDirectory() as folder:
+                old.save_assets(folder)
+                new.load_assets(folder)
+
+
+def functional_graph(model: keras.Layer) -> Any | None:
+    """Returns the functional graph that calling the model runs, or `None` if it has none.
+
+    The graph has `inputs` and `outputs`, flat lists of symbolic tensors.
+    """
+    function, kind = _functional(model), type(model)
+    runs_it = any(
+        base.__name__ in ("Functional", "Sequential")
+        and getattr(base, "call", None) is getattr(kind, "call", None)
+        for base in kind.__mro__
+        if base.__module__.split(".")[0] == "keras"
+    )
+    return function if runs_it else None
+
+
+def nodes_in_order(function: Any) -> Iterator[Any]:
+    """Yields the calls of a functional graph, each after those it takes its inputs from."""
+    return _in_order(function)
 
 
 def loss_head(model: keras.Model) -> keras.Model | None:
@@ -275,6 +338,17 @@ def _same_axis(norm: kl.BatchNormalization, layer: keras.Layer, tensor: Any) -> 
 def _only_called_on(operation: Any, nodes: list[Any], reached: set[int]) -> bool:
     calls = [node for node in nodes if node.operation is operation]
     return all(id(t) in reached for node in calls for t in node.input_tensors)
+
+
+_NOT_SERIALIZABLE = (TypeError, ValueError, NotImplementedError, AttributeError)
+
+
+def _cannot_be_copied(model: keras.Model, error: Exception) -> ValueError:
+    return ValueError(
+        f"Model '{model.name}' cannot be copied, since Keras cannot save and load it. "
+        "Give its custom layers a get_config() and decorate custom functions with "
+        f"@keras.saving.register_keras_serializable(). Keras says: {error}"
+    )
 
 
 def _custom_objects(model: keras.Model) -> dict[str, Any]:

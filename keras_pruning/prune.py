@@ -14,7 +14,14 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from keras_pruning.graph import KernelLayer, batch_norms_after, copy_model, kernel_layers
+from keras_pruning.channel_walk import trace_channels
+from keras_pruning.graph import (
+    KernelLayer,
+    batch_norms_after,
+    copy_model,
+    kernel_layers,
+    linear_chain,
+)
 from keras_pruning.masks import (
     check_floats,
     check_sparsity,
@@ -117,6 +124,7 @@ def prune_units(
     score: Score = "magnitude",
     order: float = 2,
     layers: Layers = None,
+    coupled: bool = True,
     seed: int | None = None,
 ) -> keras.Model:
     """Returns a copy of the model with its least important units set to zero.
@@ -142,6 +150,12 @@ def prune_units(
         order: Order p of the norm; a positive number or `inf`.
         layers: Names of the layers to prune, or a dict of name to sparsity. By
             default all Dense and convolutional layers but the output layer.
+        coupled: Whether units whose outputs are added or otherwise combined, as in the
+            branches of a residual network, are ranked by their joint norm (the root
+            mean square of theirs; of other scores the mean) and pruned together, so
+            that `shrink` can remove them. Each layer loses as many as without; where
+            partners do not allow it, the last ones are chosen by their own norms. A
+            model without such branches is pruned the same either way.
         seed: Seed of `score="random"`.
 
     Returns:
@@ -159,7 +173,14 @@ def prune_units(
     [6, 0]
     """
     masks = unit_masks(
-        model, sparsity, scope=scope, score=score, order=order, layers=layers, seed=seed
+        model,
+        sparsity,
+        scope=scope,
+        score=score,
+        order=order,
+        layers=layers,
+        coupled=coupled,
+        seed=seed,
     )
     pruned = copy_model(model)
     apply_unit_masks(pruned, masks)
@@ -242,6 +263,7 @@ def unit_masks(
     score: Score = "magnitude",
     order: float = 2,
     layers: Layers = None,
+    coupled: bool = True,
     seed: int | None = None,
 ) -> dict[str, BoolArray]:
     """Returns the masks that `prune_units` applies: layer name to a mask of `(units,)`."""
@@ -250,6 +272,10 @@ def unit_masks(
     chosen = _choose(model, sparsity, layers, scope, units=True)
     rng = np.random.default_rng(seed)
     scores = {name: _unit_scores(k, score, order, rng) for name, (k, _) in chosen.items()}
+    groups = _coupled_groups(model, {name: k for name, (k, _) in chosen.items()}) if coupled else {}
+    if groups:
+        shares = {name: share for name, (_, share) in chosen.items()}
+        return _coupled_unit_masks(scores, groups, shares, scope, score == "magnitude")
     if scope == "global":
         share = next(iter(chosen.values()))[1]
         return _global_unit_masks(scores, share)
@@ -516,6 +542,81 @@ def _global_unit_masks(
     for s in ranked:
         s[s.size - 1 - np.argmax(s[::-1])] = math.inf  # the last of equals: ties go by position
     return dict(zip(scores, masks_by_score(ranked, count), strict=True))
+
+
+def _coupled_groups(
+    model: keras.Model, entries: Mapping[str, KernelLayer]
+) -> dict[str, npt.NDArray[np.int64]]:
+    """Returns name to the group of each unit, `{}` if no group spans several of the layers."""
+    graph = None if _is_plain_chain(model) else trace_channels(model)
+    if graph is None:
+        return {}
+    numbers = graph.groups()
+    found: dict[str, npt.NDArray[np.int64]] = {}
+    free = len(numbers)  # numbers for units that are not followed
+    for name, entry in entries.items():
+        count = entry.unit_kernel.shape[entry.unit_axis]
+        ids = graph.units.get(entry.layer)
+        found[name] = np.arange(free, free + count) if ids is None else numbers[ids]
+        free += count
+    distinct = [np.unique(groups) for groups in found.values()]
+    spans = sum(d.size for d in distinct) > np.unique(np.concatenate(distinct)).size
+    return found if spans else {}
+
+
+def _is_plain_chain(model: keras.Model) -> bool:
+    chain = linear_chain(model)
+    return chain is not None and not any(isinstance(layer, keras.Model) for layer in chain)
+
+
+def _coupled_unit_masks(
+    scores: Mapping[str, npt.NDArray[Any]],
+    groups: Mapping[str, npt.NDArray[np.int64]],
+    shares: Mapping[str, float],
+    scope: Scope,
+    squared: bool,
+) -> dict[str, BoolArray]:
+    """Prunes whole groups of units while their layers' counts allow it, then single units."""
+    layers = np.repeat(np.arange(len(scores)), [s.size for s in scores.values()])
+    ranked = [_by_layer_mean(s) if scope == "global" else s for s in scores.values()]
+    own = np.concatenate([s.astype(np.float64) for s in ranked])
+    group = np.unique(np.concatenate(list(groups.values())), return_inverse=True)[1]
+    limits = [num_pruned(s.size, shares[n], at_least_one_left=True) for n, s in scores.items()]
+    total = sum(limits)
+    if scope == "global":
+        share = next(iter(shares.values()))
+        total = num_pruned(own.size, share)
+        limits = [s.size - (share < 1) for s in scores.values()]
+    kept = np.ones(own.size, bool)
+    left = np.array([*limits, min(total, sum(limits))])
+    members = np.split(np.argsort(group, kind="stable"), np.cumsum(np.bincount(group))[:-1])
+    together = np.array([_joint_score(own[m], squared) for m in members])
+    for units in [members[i] for i in np.argsort(together, kind="stable")]:
+        _prune_if_allowed(units, layers, kept, left)
+    for unit in np.argsort(own, kind="stable"):
+        _prune_if_allowed(np.array([unit]), layers, kept, left)
+    return dict(zip(scores, np.split(kept, np.flatnonzero(np.diff(layers)) + 1), strict=True))
+
+
+def _joint_score(scores: npt.NDArray[np.float64], squared: bool) -> float:
+    known = scores[scores > -math.inf]  # what is pruned already counts as 0
+    if not known.size:
+        return -math.inf
+    return math.sqrt((known**2).sum() / scores.size) if squared else known.sum() / scores.size
+
+
+def _prune_if_allowed(
+    units: npt.NDArray[np.int64],
+    layers: npt.NDArray[np.int64],
+    kept: BoolArray,
+    left: npt.NDArray[np.int64],
+) -> None:
+    """Prunes units if their layers, and the last entry for all, have as many left to prune."""
+    needed = np.bincount(layers[units], minlength=left.size)
+    needed[-1] = units.size
+    if kept[units].all() and (needed <= left).all():
+        kept[units] = False
+        left -= needed
 
 
 def _by_layer_mean(scores: npt.NDArray[Any]) -> npt.NDArray[Any]:
