@@ -395,8 +395,9 @@ def train(
         seconds = time.perf_counter() - start
         _compile(network, learning_rate)
         loss, accuracy = network.evaluate(data.x_test, data.y_test, batch_size=1_000, verbose=0)
+        passes = "1 epoch" if epochs == 1 else f"{epochs} epochs"
         progress.finish(
-            f"{data.title}: test accuracy {accuracy:.2%} after {epochs} epochs in {seconds:.0f} s"
+            f"{data.title}: test accuracy {accuracy:.2%} after {passes} in {seconds:.0f} s"
         )
     finally:
         progress.close()
