@@ -101,6 +101,8 @@ class GradualPruning(KeepZeros):
         self._updated_at: int | None = None
         self._before: int = 0  # steps of the earlier epochs
         self._in_epoch: int = 0
+        self._first_batch: int = 0
+        self._steps_per_execution: int = 1
         self._thread: int = 0
         self._measured: float = 0.0
 
@@ -114,6 +116,10 @@ class GradualPruning(KeepZeros):
             super().on_epoch_begin(epoch, logs)
         self._prune_if_due()
 
+    def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Notes the first batch of an execution of one or several steps."""
+        self._first_batch = batch
+
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Prunes if an update is due, and logs the sparsity."""
         if threading.get_ident() != self._thread:
@@ -121,7 +127,9 @@ class GradualPruning(KeepZeros):
                 "Keras runs a callback that is not given in a list in a thread of its own. "
                 "Pass callbacks=[GradualPruning(...)]."
             )
-        self._in_epoch = batch + 1
+        # Of an execution of several steps Keras 3.10 names the first, later versions the last.
+        last_batch = self._first_batch + self._steps_per_execution - 1
+        self._in_epoch = max(batch, last_batch) + 1
         if self.params.get("steps"):  # with steps_per_execution the last batches may be fewer
             self._in_epoch = min(self._in_epoch, self.params["steps"])
         self._prune_if_due()
@@ -147,6 +155,7 @@ class GradualPruning(KeepZeros):
 
     def _start(self, epoch: int, steps: int | None) -> None:
         self._thread = threading.get_ident()
+        self._steps_per_execution = self.model.steps_per_execution
         self._updated_at = None
         total = steps * self.params["epochs"] if steps else None
         if total is None and (
