@@ -16,6 +16,7 @@ and the hollow marker of the method that it controls.
 from __future__ import annotations
 
 import itertools
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -71,6 +72,7 @@ _RECOVERY_STYLES: tuple[dict[str, Any], ...] = (
     {"color": _VERMILLION, "marker": "D", "markersize": 6, "linestyle": ""},
     {"color": "#009E73", "marker": "^", "markersize": 7, "linestyle": ""},
 )
+_NAME_WIDTH = 34  # letters a line of a name beside the axes
 
 # The sparsity axis: labelled ticks, and the percent added to what remains so that 100 % is finite.
 _SPARSITY_TICKS = (0, 50, 80, 90, 95, 99)
@@ -495,9 +497,10 @@ def plot_recovery(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     ax = _new_axes((7.2, 1.3 + 0.55 * len(table))) if ax is None else ax
     for row, (dense, pruned, *trained) in enumerate(percent):
         _draw_recovery(ax, row, dense, pruned, trained)
-    ax.set_yticks(range(len(table)), [str(name) for name in table.index])
+    names = [textwrap.fill(str(name), _NAME_WIDTH) for name in table.index]
+    ax.set_yticks(range(len(table)), names)
     ax.set_ylim(len(table) - 0.5, -0.7)
-    ax.set_xlim(0, 108)  # room for the numbers beside the last dots
+    ax.set_xlim(-8, 110)  # room for the numbers beside the first and the last dots
     ax.set_xticks(range(0, 101, 20))
     ax.set_xlabel("accuracy (%)")
     ax.grid(axis="x", color="#EEEEEE", linewidth=0.8)

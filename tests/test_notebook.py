@@ -217,8 +217,13 @@ def kernel_environment(**changes: str) -> dict[str, str]:
 
 REPORT = """
 import json, resource, sys
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in KiB, on a Mac in bytes
-print(json.dumps({"prefix": sys.prefix, "peak": peak * (1 if sys.platform == "darwin" else 1024)}))
+if sys.platform == "linux":  # ru_maxrss counts the parent's memory from before exec, too
+    with open("/proc/self/status") as status:
+        [line] = [line for line in status if line.startswith("VmHWM")]
+    peak = 1024 * int(line.split()[1])
+else:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # a Mac counts in bytes
+print(json.dumps({"prefix": sys.prefix, "peak": peak}))
 """
 
 
