@@ -7,6 +7,7 @@ import: `import pruning_utils as pu`.
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import math
 import os
@@ -380,6 +381,7 @@ def train(
         epochs = max(_MIN_EPOCHS, math.ceil(_MIN_STEPS / steps))
     (epochs,) = _check_sizes("epochs", (epochs,))
 
+    gc.collect()  # models hold themselves in circles: an earlier one may still be in memory
     keras.utils.set_random_seed(seed)
     _compile(network, keras.optimizers.schedules.CosineDecay(learning_rate, epochs * steps))
     progress = _Progress(data.title, epochs, steps, verbose=verbose)
