@@ -1,11 +1,13 @@
 import dataclasses
 import functools
+import gc
 import http.server
 import json
 import shutil
 import socket
 import sys
 import threading
+import weakref
 from pathlib import Path
 
 import keras
@@ -630,6 +632,20 @@ def test_the_trained_network_is_ready_for_fine_tuning(trained):
     optimizer = trained[0].optimizer
     assert float(optimizer.learning_rate) == pytest.approx(1e-3)
     assert len(optimizer.variables) == 2  # the iteration and the learning rate, no moments
+
+
+def test_nothing_holds_the_moments_of_the_optimizer_after_the_training(digits):
+    handles = []
+
+    class Watch(keras.callbacks.Callback):
+        def on_train_end(self, logs=None):
+            handles.extend(weakref.ref(v.value.handle) for v in self.model.optimizer.variables)
+
+    network = pu.build_dense_network(digits.image_shape, units=(16,))
+    pu.train(network, digits, epochs=1, callbacks=[Watch()], verbose=False)
+    gc.collect()
+    assert len(handles) == 5  # the iteration, and two moments of two kernels
+    assert [handle() for handle in handles] == [None] * 5
 
 
 def test_every_epoch_shows_each_image_once_in_a_new_order():
