@@ -211,11 +211,23 @@ def _masks_to_keep(
         if kernel.trainable:
             yield kernel, ops.not_equal(kernel, 0), _least(kernel.dtype)
     if vectors:
-        kernel = entry.unit_kernel
-        axes = [a for a in range(len(kernel.shape)) if a != len(kernel.shape) + entry.unit_axis]
-        has_weights = ops.any(ops.not_equal(kernel, 0), axis=axes)
-        for vector in vectors:
-            yield vector, ops.logical_or(has_weights, ops.not_equal(vector, 0)), None
+        nonzero = [ops.not_equal(vector, 0) for vector in vectors]
+        # A pass over the kernel, of no use where no vector has a zero, as soon after the start.
+        has_weights = ops.cond(
+            ops.all(ops.stack(nonzero)),
+            lambda: ops.ones_like(nonzero[0]),
+            lambda: _has_weights(entry),
+        )
+        for vector, alive in zip(vectors, nonzero, strict=True):
+            yield vector, ops.logical_or(has_weights, alive), None
+
+
+def _has_weights(entry: KernelLayer) -> Any:
+    """Which units have a weight that is not zero: boolean, shape `(units,)`."""
+    kernel = ops.convert_to_tensor(entry.unit_kernel)
+    axes = [a for a in range(len(kernel.shape)) if a != len(kernel.shape) + entry.unit_axis]
+    # Five times faster on PyTorch than ops.any(ops.not_equal(kernel, 0), axes).
+    return ops.logical_or(ops.amax(kernel, axes) > 0, ops.amin(kernel, axes) < 0)
 
 
 def _zero_unless(alive: Any, variable: keras.Variable) -> Any:
