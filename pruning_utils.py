@@ -115,6 +115,16 @@ class _Source(NamedTuple):
     class_names: tuple[str, ...]
 
 
+class _SplitSizes(NamedTuple):
+    """Numbers of training and of test images."""
+
+    train: int
+    test: int
+
+
+_AskedSizes = tuple[int | None, int | None]  # None for all
+
+
 _SOURCES = {
     "mnist": _Source(
         title="MNIST",
@@ -146,7 +156,7 @@ _PROBE_SECONDS = 5.0
 _STALL_SECONDS = 3.5  # without a byte, until an attempt to download is given up
 _DOWNLOAD_RETRIES = 1  # so that the reader knows within ten seconds
 _READ_BATCH = 1_000  # images
-_DIGITS_TRAIN_SIZE = 1_400  # of 1,797 images
+_DIGITS_SIZES = _SplitSizes(train=1_400, test=397)
 _DIGITS_MAX_PIXEL = 16
 _MIN_EPOCHS = 5
 _MIN_STEPS = 500
@@ -210,7 +220,9 @@ class TrainingResult:
     seconds: float
 
 
-def load_dataset(name: str, *, train_size: int | None = None) -> Dataset:
+def load_dataset(
+    name: str, *, train_size: int | None = None, test_size: int | None = None
+) -> Dataset:
     """Returns one data set, read from disk and, where needed and possible, downloaded first.
 
     MNIST and Fashion-MNIST are read with TensorFlow Datasets from the folder named by the
@@ -222,13 +234,14 @@ def load_dataset(name: str, *, train_size: int | None = None) -> Dataset:
         name: `"mnist"`, `"fashion_mnist"` or `"digits"`.
         train_size: Number of training images kept, the first ones; `None` keeps all. The title
             of the result tells when some were left out.
+        test_size: The same for the test images.
 
     Returns:
         The data set; its images stay uint8.
 
     Raises:
-        ValueError: If the name is unknown or `train_size` is out of range.
-        TypeError: If `train_size` is not an integer.
+        ValueError: If the name is unknown or `train_size` or `test_size` is out of range.
+        TypeError: If `train_size` or `test_size` is not an integer.
         DataUnavailableError: If the data are not prepared and cannot be downloaded, or if the
             prepared directory is damaged.
 
@@ -238,16 +251,18 @@ def load_dataset(name: str, *, train_size: int | None = None) -> Dataset:
     ('Digits (scikit-learn, 8×8), first 500 training images', (500, 8, 8))
     """
     _check_name(name)
-    _check_train_size_type(train_size)
+    sizes = _check_split_sizes(train_size, test_size)
     if name == "digits":
-        return _load_digits(train_size)
+        return _load_digits(sizes)
     directory = _data_dir() / name / _TFDS_VERSION
     if not os.path.exists(directory):  # False, not an error, where access is denied
         _prepare(name, directory)
-    return _read_prepared(name, directory, train_size)
+    return _read_prepared(name, directory, sizes)
 
 
-def load_datasets(names: Iterable[str], *, train_size: int | None = None) -> list[Dataset]:
+def load_datasets(
+    names: Iterable[str], *, train_size: int | None = None, test_size: int | None = None
+) -> list[Dataset]:
     """Returns several data sets, with the digits in the place of those that are unavailable.
 
     For each unavailable data set the reason is printed. The digits appear only once, however
@@ -256,19 +271,21 @@ def load_datasets(names: Iterable[str], *, train_size: int | None = None) -> lis
     Args:
         names: Names as in `load_dataset`.
         train_size: As in `load_dataset`; the digits are kept whole if they have fewer images.
+        test_size: The same for the test images.
 
     Returns:
         The data sets in the order asked for.
 
     Raises:
-        ValueError: If there is no name, a name is unknown, or `train_size` is out of range.
-        TypeError: If `names` is a single string, or `train_size` is not an integer.
+        ValueError: If there is no name, a name is unknown, or `train_size` or `test_size` is
+            out of range.
+        TypeError: If `names` is a single string, or a size is not an integer.
     """
     names = _check_names(names)
-    _check_train_size_type(train_size)
+    sizes = _check_split_sizes(train_size, test_size)
     datasets: list[Dataset] = []
     for name in names:
-        dataset = _load_or_digits(name, train_size)
+        dataset = _load_or_digits(name, sizes)
         if dataset.name != "digits" or all(known.name != "digits" for known in datasets):
             datasets.append(dataset)
     return datasets
@@ -453,24 +470,26 @@ def _is_integer(value: Any) -> bool:
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
-def _check_train_size_type(train_size: int | None) -> None:
-    if train_size is None:
-        return
-    if not _is_integer(train_size):
-        raise TypeError(f"train_size must be an integer or None, received {train_size!r}.")
-    if train_size < 1:
-        raise ValueError(f"train_size must be at least 1, received {train_size}.")
+def _check_split_sizes(train_size: int | None, test_size: int | None) -> _AskedSizes:
+    for argument, size in (("train_size", train_size), ("test_size", test_size)):
+        if size is None:
+            continue
+        if not _is_integer(size):
+            raise TypeError(f"{argument} must be an integer or None, received {size!r}.")
+        if size < 1:
+            raise ValueError(f"{argument} must be at least 1, received {size}.")
+    return train_size, test_size
 
 
-def _check_train_size(train_size: int | None, title: str, available: int) -> int:
-    if train_size is None:
-        return available
-    if train_size > available:
-        raise ValueError(
-            f"train_size is {train_size:,}, but {title} has {available:,} training images. "
-            "Use a smaller number, or None for all of them."
-        )
-    return int(train_size)
+def _sizes_to_keep(asked: _AskedSizes, title: str, available: _SplitSizes) -> _SplitSizes:
+    for split, size, most in zip(available._fields, asked, available, strict=True):
+        if size is not None and size > most:
+            raise ValueError(
+                f"{split}_size is {size:,}, but {title} has {most:,} {split} images. "
+                "Use a smaller number, or None for all of them."
+            )
+    train, test = (size or most for size, most in zip(asked, available, strict=True))
+    return _SplitSizes(train, test)
 
 
 def _check_sizes(argument: str, sizes: Sequence[int]) -> tuple[int, ...]:
@@ -516,45 +535,46 @@ def _check_image_shape(network: keras.Model, data: Dataset) -> None:
         )
 
 
-def _title(title: str, train_size: int, available: int) -> str:
-    if train_size == available:
-        return title
-    return f"{title}, first {train_size:,} training images"
+def _title(title: str, kept: _SplitSizes, available: _SplitSizes) -> str:
+    numbers = zip(kept, available, ("training", "test"), strict=True)
+    parts = [f"{size:,} {split}" for size, most, split in numbers if size != most]
+    return f"{title}, first {' and '.join(parts)} images" if parts else title
 
 
-def _load_digits(train_size: int | None) -> Dataset:
+def _load_digits(sizes: _AskedSizes) -> Dataset:
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
     title = "Digits (scikit-learn, 8×8)"
-    keep = _check_train_size(train_size, title, _DIGITS_TRAIN_SIZE)
+    kept = _sizes_to_keep(sizes, title, _DIGITS_SIZES)
     digits = load_digits()
     images = np.rint(digits.images * (255 / _DIGITS_MAX_PIXEL)).astype(np.uint8)
     x_train, x_test, y_train, y_test = train_test_split(
         images,
         digits.target.astype(np.int64),
-        train_size=_DIGITS_TRAIN_SIZE,
+        train_size=_DIGITS_SIZES.train,
         stratify=digits.target,
         random_state=0,
     )
     return Dataset(
         name="digits",
-        title=_title(title, keep, _DIGITS_TRAIN_SIZE),
-        x_train=x_train[:keep],
-        y_train=y_train[:keep],
-        x_test=x_test,
-        y_test=y_test,
+        title=_title(title, kept, _DIGITS_SIZES),
+        x_train=x_train[: kept.train],
+        y_train=y_train[: kept.train],
+        x_test=x_test[: kept.test],
+        y_test=y_test[: kept.test],
         class_names=tuple(str(name) for name in digits.target_names),
     )
 
 
-def _load_or_digits(name: str, train_size: int | None) -> Dataset:
+def _load_or_digits(name: str, sizes: _AskedSizes) -> Dataset:
     if name != "digits":
         try:
-            return load_dataset(name, train_size=train_size)
+            return load_dataset(name, train_size=sizes[0], test_size=sizes[1])
         except DataUnavailableError as error:
             print(f"{error}\nThe tutorial goes on with scikit-learn's digits instead.")
-    return _load_digits(train_size and min(train_size, _DIGITS_TRAIN_SIZE))
+    train, test = (min(size or most, most) for size, most in zip(sizes, _DIGITS_SIZES, strict=True))
+    return _load_digits((train, test))
 
 
 def _data_dir() -> Path:
@@ -653,19 +673,20 @@ def _quiet_tfds() -> Iterator[None]:
         tfds.display_progress_bar(was_active)
 
 
-def _read_prepared(name: str, directory: Path, train_size: int | None) -> Dataset:
+def _read_prepared(name: str, directory: Path, sizes: _AskedSizes) -> Dataset:
     import tensorflow_datasets as tfds
 
     source = _SOURCES[name]
     with _damage_reported(source.title, directory):
         builder = tfds.builder_from_directory(directory)
         _check_features(builder.info.features, source)
-        available = builder.info.splits["train"].num_examples
-    keep = _check_train_size(train_size, source.title, available)
+        splits = builder.info.splits
+        available = _SplitSizes(splits["train"].num_examples, splits["test"].num_examples)
+    kept = _sizes_to_keep(sizes, source.title, available)
     with _damage_reported(source.title, directory):
-        x_train, y_train = _read_split(builder, f"train[:{keep}]", keep)
-        x_test, y_test = _read_split(builder, "test", builder.info.splits["test"].num_examples)
-    title = _title(source.title, keep, available)
+        x_train, y_train = _read_split(builder, f"train[:{kept.train}]", kept.train)
+        x_test, y_test = _read_split(builder, f"test[:{kept.test}]", kept.test)
+    title = _title(source.title, kept, available)
     return Dataset(name, title, x_train, y_train, x_test, y_test, source.class_names)
 
 

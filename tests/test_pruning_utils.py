@@ -137,35 +137,43 @@ def test_an_unknown_name_is_refused_with_the_known_ones():
         pu.load_dataset("cifar")
 
 
-def test_train_size_keeps_the_first_training_images_and_the_title_says_so(digits):
+def test_sizes_keep_the_first_images_and_the_title_says_so(digits):
     part = pu.load_dataset("digits", train_size=1000)
     np.testing.assert_array_equal(part.x_train, digits.x_train[:1000])
     np.testing.assert_array_equal(part.y_train, digits.y_train[:1000])
     np.testing.assert_array_equal(part.x_test, digits.x_test)
     assert part.title == "Digits (scikit-learn, 8×8), first 1,000 training images"
+    part = pu.load_dataset("digits", train_size=1000, test_size=100)
+    np.testing.assert_array_equal(part.x_test, digits.x_test[:100])
+    np.testing.assert_array_equal(part.y_test, digits.y_test[:100])
+    assert part.title == "Digits (scikit-learn, 8×8), first 1,000 training and 100 test images"
 
 
-def test_a_train_size_that_leaves_nothing_out_keeps_the_title(digits):
-    assert pu.load_dataset("digits", train_size=1400).title == digits.title
+def test_sizes_that_leave_nothing_out_keep_the_title(digits):
+    assert pu.load_dataset("digits", train_size=1400, test_size=397).title == digits.title
 
 
-@pytest.mark.parametrize("train_size", [0, -1])
-def test_a_train_size_below_one_is_refused(train_size):
-    with pytest.raises(ValueError, match=f"at least 1, received {train_size}"):
-        pu.load_dataset("digits", train_size=train_size)
+@pytest.mark.parametrize("argument", ["train_size", "test_size"])
+@pytest.mark.parametrize("size", [0, -1])
+def test_a_size_below_one_is_refused(argument, size):
+    with pytest.raises(ValueError, match=f"{argument} must be at least 1, received {size}"):
+        pu.load_dataset("digits", **{argument: size})
 
 
-@pytest.mark.parametrize("train_size", [10.0, "10", True])
-def test_a_train_size_that_is_no_integer_is_refused(train_size):
-    with pytest.raises(TypeError, match="train_size must be an integer or None"):
-        pu.load_dataset("digits", train_size=train_size)
+@pytest.mark.parametrize("argument", ["train_size", "test_size"])
+@pytest.mark.parametrize("size", [10.0, "10", True])
+def test_a_size_that_is_no_integer_is_refused(argument, size):
+    with pytest.raises(TypeError, match=f"{argument} must be an integer or None"):
+        pu.load_dataset("digits", **{argument: size})
 
 
-def test_a_train_size_above_the_number_of_images_is_refused(tiny):
-    with pytest.raises(ValueError, match="train_size is 1,401, but Digits .* has 1,400 training"):
+def test_a_size_above_the_number_of_images_is_refused(tiny):
+    with pytest.raises(ValueError, match="train_size is 1,401, but Digits .* has 1,400 train "):
         pu.load_dataset("digits", train_size=1401)
-    with pytest.raises(ValueError, match="train_size is 31, but MNIST has 30 training"):
+    with pytest.raises(ValueError, match="train_size is 31, but MNIST has 30 train "):
         pu.load_dataset("mnist", train_size=31)
+    with pytest.raises(ValueError, match="test_size is 21, but MNIST has 20 test "):
+        pu.load_dataset("mnist", test_size=21)
 
 
 # MNIST and Fashion-MNIST as TFDS prepares them
@@ -211,10 +219,11 @@ def test_prepared_data_are_read_in_their_order_without_network(tiny, no_network)
     assert data.x_test.shape == (TINY_TEST, 28, 28)
 
 
-def test_train_size_keeps_the_first_images_of_prepared_data(tiny):
-    data = pu.load_dataset("mnist", train_size=12)
+def test_sizes_keep_the_first_images_of_prepared_data(tiny):
+    data = pu.load_dataset("mnist", train_size=12, test_size=3)
     np.testing.assert_array_equal(data.y_train, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1])
-    assert data.title == "MNIST, first 12 training images"
+    np.testing.assert_array_equal(data.y_test, [0, 1, 2])
+    assert data.title == "MNIST, first 12 training and 3 test images"
 
 
 def test_a_relative_data_directory_is_understood(tiny, monkeypatch):
@@ -522,8 +531,8 @@ def test_available_data_stay_beside_the_digits_and_nothing_more_is_printed(
     assert "MNIST is not prepared" not in capsys.readouterr().out.replace("Fashion-MNIST", "")
 
 
-def test_a_train_size_meant_for_mnist_keeps_the_smaller_digits_whole(empty_data_dir, no_network):
-    (data,) = pu.load_datasets(["mnist"], train_size=10_000)
+def test_sizes_meant_for_mnist_keep_the_smaller_digits_whole(empty_data_dir, no_network):
+    (data,) = pu.load_datasets(["mnist"], train_size=10_000, test_size=2_000)
     assert len(data.x_train) == 1400
     assert data.title == "Digits (scikit-learn, 8×8)"
 
