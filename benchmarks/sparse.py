@@ -1,6 +1,6 @@
 """Speed and size of SparseModel, beside dense NumPy, SciPy's CSR and tf.sparse.
 
-    python benchmarks/sparse.py [--threads 2] [--repeats 9]
+    python benchmarks/sparse.py [--threads 2] [--repeats 9] [--batches 10000 256 1]
 
 The tutorial's network 784-1000-1000-500-200-10, its hidden layers pruned by weight
 magnitude. Each side computes the whole network, from images of uint8 to outputs. All sides
@@ -24,6 +24,7 @@ from pathlib import Path
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
 parser.add_argument("--repeats", type=int, default=9)
+parser.add_argument("--batches", type=int, nargs="+", default=[10_000, 256, 1])
 ARGUMENTS = parser.parse_args()
 for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS"):
     os.environ[name] = str(ARGUMENTS.threads)  # read at the imports below
@@ -41,7 +42,6 @@ from keras_pruning.sparse import SparseModel  # noqa: E402
 
 SPARSITIES = (0, 0.5, 0.7, 0.75, 0.8, 0.9, 0.95, 0.99)
 SIZE_SPARSITIES = (0, 0.5, 0.8, 0.9, 0.95, 0.99)
-BATCHES = (10_000, 256, 1)
 LIT_PIXELS = 0.19  # of MNIST's
 SPIN_SECONDS = 0.15  # idle threads of OpenBLAS occupy their cores about so long
 TURN_SECONDS = 0.05
@@ -135,7 +135,7 @@ def print_speed(networks: dict[float, keras.Model], x: np.ndarray) -> None:
         f"{'batch':>7}{'sparsity':>10}{'dense':>10}{'SparseModel':>13}{'median':>10}"
         f"{'shortest':>10}{'useful':>9}{'SciPy CSR':>11}{'tf.sparse':>11}"
     )
-    for batch in BATCHES:
+    for batch in ARGUMENTS.batches:
         for sparsity, network in networks.items():
             steps = read_dense_chain(network)
             sides = {"dense": dense_side(steps)}
@@ -193,7 +193,7 @@ def main() -> None:
     network = pu.build_dense_network()
     networks = {sparsity: kp.prune_weights(network, sparsity) for sparsity in SPARSITIES}
     rng = np.random.default_rng(0)
-    x = rng.integers(1, 256, (max(BATCHES), 28, 28), np.uint8)
+    x = rng.integers(1, 256, (max(ARGUMENTS.batches), 28, 28), np.uint8)
     x[rng.random(x.shape) > LIT_PIXELS] = 0
     print_speed(networks, x)
     print_sizes(networks)
