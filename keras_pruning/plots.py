@@ -38,7 +38,9 @@ __all__ = [
     "plot_masks",
     "plot_matrix",
     "plot_recovery",
+    "plot_savings",
     "plot_sensitivity",
+    "plot_speed",
     "plot_units_as_images",
     "plot_weight_histograms",
 ]
@@ -64,6 +66,9 @@ _METHOD_LABELS = {
     "random_weights": "random weights\n(control)",
     "random_units": "random units\n(control)",
 }
+
+_SPEED_TICKS = [number * 10.0**power for power in range(-2, 4) for number in (1, 2, 5)]
+_SPEED_LABELS = {"weights": "zeros skipped", "units": "units removed"}
 
 _RECOVERY_STYLES: tuple[dict[str, Any], ...] = (
     {"color": "#9A9A9A", "marker": "|", "markersize": 20, "linestyle": "", "markeredgewidth": 2},
@@ -511,6 +516,112 @@ def plot_recovery(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     return ax
 
 
+def plot_savings(
+    table: pd.DataFrame, labels: Mapping[str, str], *, figure: Figure | SubFigure | None = None
+) -> Figure | SubFigure:
+    """Draw what models cost: a panel of bars a cost, a bar a model, the first model in grey.
+
+    Args:
+        table: A row a model; its index names the models.
+        labels: Column of the table to the title of its panel, the unit included. Values are
+            at least 0, or missing, which leaves the bar out.
+        figure: Where to draw; a new figure if None.
+
+    Returns:
+        The figure, its panels with a horizontal axis each that begins at 0.
+
+    Raises:
+        TypeError: If `table` is no DataFrame, or `labels` no mapping.
+        ValueError: If one is empty, a column is missing, or a value is negative or infinite.
+    """
+    _check_frame(table)
+    _check_mapping(labels, "labels")
+    unknown = [column for column in labels if column not in table]
+    if unknown:
+        raise ValueError(f"table lacks the columns {unknown}; it has {list(table.columns)}.")
+    values = {column: table[column].to_numpy(float) for column in labels}
+    for column, numbers in values.items():
+        if np.isinf(numbers).any() or (numbers < 0).any():
+            raise ValueError(f"column {column!r} of table has negative or infinite values.")
+    figure, axes = _grid(figure, len(labels), len(labels), (3.1, 1.1 + 0.36 * len(table)))
+    names = [textwrap.fill(str(name), _NAME_WIDTH) for name in table.index]
+    colors = [_PALE] + [_BLUE] * (len(table) - 1)
+    for ax, (column, label) in zip(axes, labels.items(), strict=True):
+        bars = ax.barh(range(len(table)), values[column], color=colors, edgecolor=_GREY, height=0.7)
+        texts = ["" if np.isnan(number) else _short(number) for number in values[column]]
+        ax.bar_label(bars, texts, padding=3, color=_INK)
+        ax.set_title(label, loc="left", fontsize="medium")
+        ax.set_yticks(range(len(table)), names if ax is axes[0] else [""] * len(table))
+        ax.set_ylim(len(table) - 0.4, -0.6)
+        ax.set_xlim(0, 1.25 * max(np.nanmax(values[column], initial=0), 1e-9))  # room for numbers
+        ax.set_xticks([])
+        ax.tick_params(axis="y", length=0)
+        ax.spines[["top", "right", "bottom"]].set_visible(False)
+    return figure
+
+
+def plot_speed(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+    """Draw how many times faster than the dense network each method is, against sparsity.
+
+    A vertical mark stands where a line crosses that of the dense network for good: from there
+    on zeros pay. The crossing is interpolated between the points measured.
+
+    Args:
+        table: One row a measurement, with the columns `method` (str), `sparsity` (float in
+            [0, 1]) and `speedup` (float above 0: dense time / own time).
+        ax: Where to draw; a new pyplot figure if None.
+
+    Returns:
+        The axes; the horizontal one in percent, the vertical one logarithmic.
+
+    Raises:
+        TypeError: If `table` is no DataFrame.
+        ValueError: If a column is missing, the table is empty, or a value is out of range.
+    """
+    _check_frame(table)
+    missing = [column for column in ("method", "sparsity", "speedup") if column not in table]
+    if missing:
+        raise ValueError(f"table lacks the columns {missing}; it has {list(table.columns)}.")
+    _check_shares("column 'sparsity' of table", table["sparsity"].to_numpy(float))
+    speedups = table["speedup"].to_numpy(float)
+    if not (np.isfinite(speedups) & (speedups > 0)).all():
+        raise ValueError("column 'speedup' of table must hold finite numbers above 0.")
+    from matplotlib.ticker import FixedLocator, NullLocator
+
+    ax = _new_axes((7.2, 3.6)) if ax is None else ax
+    ax.axhline(1, color=_GREY, linewidth=1.5, zorder=1)
+    ax.text(100, 0.93, "dense network", color=_GREY, ha="right", va="top")
+    for method, style in _styles_of([table]).items():
+        line = table[table["method"] == method].sort_values("sparsity")
+        percent, speedup = 100 * line["sparsity"].to_numpy(float), line["speedup"].to_numpy(float)
+        ax.plot(percent, speedup, **style)
+        ax.annotate(
+            f"{_SPEED_LABELS.get(method, method)}, {_short(speedup[-1])}×",
+            (percent[-1], speedup[-1]),
+            xytext=(8, 0),
+            textcoords="offset points",
+            color=style["color"],
+            va="center",
+            annotation_clip=False,
+        )
+        crossing = _crossing(percent, np.log(speedup))
+        if crossing is not None:
+            ax.plot([crossing] * 2, [0.9, 1.11], color=style["color"], linewidth=2)
+            ax.text(crossing, 0.85, f"{crossing:.0f}%", color=style["color"], ha="center", va="top")
+    ax.set_yscale("log")
+    ax.set_xlim(-2, 101)
+    ax.set_ylim(min(0.5, 0.8 * speedups.min()), 1.4 * max(speedups.max(), 2))
+    ax.yaxis.set_major_locator(FixedLocator(_SPEED_TICKS))
+    ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}×")
+    ax.yaxis.set_minor_locator(NullLocator())
+    ax.set_xlabel("sparsity (%)")
+    ax.set_ylabel("speed, times the dense network's")
+    ax.grid(axis="y", color="#EEEEEE", linewidth=0.8)
+    ax.set_axisbelow(True)
+    ax.spines[["top", "right"]].set_visible(False)
+    return ax
+
+
 def draw_network_pruning(
     *,
     layer_sizes: Sequence[int] = (6, 8, 6, 3),
@@ -563,6 +674,20 @@ def _styles_of(tables: Iterable[pd.DataFrame]) -> dict[str, dict[str, Any]]:
     methods = dict.fromkeys(method for table in tables for method in table["method"])
     spare = itertools.cycle(_SPARE_STYLES)
     return {name: _METHOD_STYLES.get(name) or next(spare) for name in methods}
+
+
+def _short(number: float) -> str:
+    """Return a number to two digits, or without decimals from 10 on."""
+    return f"{number:,.0f}" if number >= 10 else f"{number:.2g}"
+
+
+def _crossing(x: np.ndarray, y: np.ndarray) -> float | None:
+    """Return where a line through the points rises above 0 for good, or None if nowhere."""
+    below = np.flatnonzero(y < 0)
+    if not len(below) or below[-1] == len(y) - 1:
+        return None
+    i = below[-1]
+    return float(x[i] - y[i] * (x[i + 1] - x[i]) / (y[i + 1] - y[i]))
 
 
 def _layer_styles(names: Sequence[str]) -> dict[str, dict[str, Any]]:

@@ -62,9 +62,19 @@ KERNELS = {"a": np.array([[0.1, -0.2], [0.3, 0.4]]), "b": np.array([[1.0, -2.0]]
 MASKS = {"a": np.array([[True, False], [True, True]])}
 PIXELS = np.arange(3 * 4, dtype=np.uint8).reshape(3, 2, 2)
 
+COSTS = pd.DataFrame({"ms": [9.0, 8.0, 2.5], "kB": [90, np.nan, 12]}, ["dense", "zeros", "small"])
+SPEEDS = pd.DataFrame(
+    {
+        "method": ["weights"] * 3 + ["units"] * 2,
+        "sparsity": [0.0, 0.5, 0.9, 0.5, 0.9],
+        "speedup": [0.25, 0.5, 8.0, 2.0, 16.0],
+    }
+)
+
 OF_AXES = {
     "accuracy": lambda **at: plots.plot_accuracy(sweep(repeats=2), chance=0.1, **at),
     "recovery": lambda **at: plots.plot_recovery(RECOVERY, **at),
+    "speed": lambda **at: plots.plot_speed(SPEEDS, **at),
     "class_accuracy": lambda **at: plots.plot_class_accuracy(pd.DataFrame({"dense": [0.9]}), **at),
     "matrix": lambda **at: plots.plot_matrix([[1.0, 2.0]], mask=[[True, False]], **at),
 }
@@ -73,6 +83,7 @@ OF_FIGURES = {
     "images": lambda **at: plots.plot_images(PIXELS, [0, 1, 0], ["cat", "dog"], **at),
     "masks": lambda **at: plots.plot_masks(MASKS, **at),
     "network": lambda **at: plots.draw_network_pruning(**at),
+    "savings": lambda **at: plots.plot_savings(COSTS, {"ms": "time (ms)"}, **at),
     "units_as_images": lambda **at: plots.plot_units_as_images(KERNELS["a"], (2, 1), **at),
     "weight_histograms": lambda **at: plots.plot_weight_histograms(KERNELS, **at),
 }
@@ -683,3 +694,60 @@ def test_a_network_that_cannot_be_drawn_is_refused():
         plots.draw_network_pruning(layer_sizes=(3,))
     with pytest.raises(ValueError, match=r"sparsity must lie in \[0, 1\], received 50"):
         plots.draw_network_pruning(sparsity=50)
+
+
+# What pruning saves.
+
+
+def test_a_panel_a_cost_holds_a_bar_a_model_with_its_number(ax):
+    figure = plots.plot_savings(COSTS, {"ms": "time (ms)", "kB": "file (kB)"})
+    assert [panel.get_title("left") for panel in figure.axes] == ["time (ms)", "file (kB)"]
+    bars = [[bar.get_width() for bar in panel.patches] for panel in figure.axes]
+    np.testing.assert_array_equal(bars, [[9, 8, 2.5], [90, np.nan, 12]])
+    assert [texts_of(panel) for panel in figure.axes] == [["9", "8", "2.5"], ["90", "", "12"]]
+    names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert names == ["dense", "zeros", "small"]
+    assert figure.axes[0].get_xlim()[0] == figure.axes[1].get_xlim()[0] == 0
+
+
+def test_the_speed_is_drawn_in_percent_and_times_the_dense_network(ax):
+    plots.plot_speed(SPEEDS, ax=ax)
+    points = [line.get_xydata().tolist() for line in ax.get_lines() if len(line.get_xdata()) == 3]
+    assert points == [[[0, 0.25], [50, 0.5], [90, 8]]]
+    assert {"zeros skipped, 8×", "units removed, 16×"} <= set(texts_of(ax))
+
+
+def test_the_crossing_is_where_a_line_passes_the_dense_network_for_good(ax):
+    plots.plot_speed(SPEEDS, ax=ax)
+    # Between 50 and 90 %, a quarter of the way from log 0.5 to log 8; units are always faster.
+    assert [text for text in texts_of(ax) if text.endswith("%")] == ["60%"]
+
+
+@pytest.mark.parametrize(
+    ("speeds", "crossing"),
+    [([0.5, 2, 0.5, 2], 2.5), ([1, 1, 2, 4], None), ([2, 1, 0.5, 0.9], None)],
+)
+def test_a_line_that_falls_back_crosses_later_or_nowhere(speeds, crossing):
+    assert plots._crossing(np.arange(4), np.log(speeds)) == crossing
+
+
+@pytest.mark.parametrize(
+    ("draw", "error", "message"),
+    [
+        (lambda: plots.plot_savings([], {"ms": "ms"}), TypeError, "must be a pandas DataFrame"),
+        (lambda: plots.plot_savings(COSTS, {}), ValueError, "labels is empty"),
+        (lambda: plots.plot_savings(COSTS, {"s": "s"}), ValueError, r"lacks the columns \['s'\]"),
+        (
+            lambda: plots.plot_savings(-COSTS, {"ms": "ms"}),
+            ValueError,
+            "'ms' of table has negative",
+        ),
+        (lambda: plots.plot_speed(COSTS), ValueError, "lacks the columns .*'method'"),
+        (lambda: plots.plot_speed(SPEEDS[:0]), ValueError, "is empty"),
+        (lambda: plots.plot_speed(SPEEDS.assign(speedup=0)), ValueError, "finite numbers above 0"),
+        (lambda: plots.plot_speed(SPEEDS.assign(sparsity=2)), ValueError, "'sparsity'"),
+    ],
+)
+def test_costs_that_cannot_be_drawn_are_refused(draw, error, message):
+    with pytest.raises(error, match=message):
+        draw()
