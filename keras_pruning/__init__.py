@@ -4,6 +4,7 @@ from keras_pruning.finetune import KeepZeros, keep_zeros
 from keras_pruning.gradual import GradualPruning, polynomial_sparsity
 from keras_pruning.iterative import prune_iteratively, rewind
 from keras_pruning.masks import n_of_m_mask, unit_mask, weight_mask
+from keras_pruning.measure import Latency, Measurement, compare, measure
 from keras_pruning.prune import prunable_layers, prune_units, prune_weights, summary
 from keras_pruning.sensitivity import sensitivity_sweep, suggest_sparsities
 from keras_pruning.shrink import shrink
@@ -14,8 +15,12 @@ from keras_pruning.taylor import taylor_scores
 __all__ = [
     "GradualPruning",
     "KeepZeros",
+    "Latency",
+    "Measurement",
     "SparseModel",
+    "compare",
     "keep_zeros",
+    "measure",
     "n_of_m_mask",
     "polynomial_sparsity",
     "prunable_layers",

@@ -19,6 +19,9 @@ from keras_pruning.graph import linear_chain
 __all__ = ["DenseStep", "compact", "read_dense_chain"]
 
 FloatArray = npt.NDArray[np.float32]
+Affine = tuple[Any, Any]  # x * scale + offset: numbers, or arrays (units,)
+
+_IDENTITY: Affine = (1.0, 0.0)
 
 _ELEMENTWISE = {
     getattr(activations, name)
@@ -44,8 +47,10 @@ def read_dense_chain(
     """Returns the model's Dense steps, or `None` if it is more than a chain of them.
 
     Understood are Rescaling and Flatten before the first Dense layer, Dense layers in
-    float32, Activation and ReLU behind them, Dropout anywhere. Rescaling is folded into
-    the first step.
+    float32, Activation, ReLU and BatchNormalization behind them, Dropout anywhere.
+    Rescaling is folded into the first step, BatchNormalization, as it is in inference,
+    into the Dense layer it follows, or behind an activation into the next one: columns
+    and rows are scaled, so zeros stay zeros.
 
     Args:
         model: A built Keras model.
@@ -55,25 +60,32 @@ def read_dense_chain(
     if layers is None or model.losses:  # regularisation is part of the loss Keras reports
         return None
     given = dict(zip(map(id, model.weights), weights or (), strict=False))
-    scale, offset = 1.0, 0.0
+    waiting = _IDENTITY  # what the next Dense layer has to take in
     steps: list[DenseStep] = []
     for layer in layers:
         if isinstance(layer, (kl.InputLayer, kl.Dropout)):
             continue
         activation = _activation(layer)
+        is_linear = bool(steps) and steps[-1].activation is activations.linear
         if type(layer) is kl.Dense and _is_plain(layer):
-            steps.append(_read_dense(layer, given))
-        elif activation and steps and steps[-1].activation is activations.linear:
+            steps.append(_after_affine(waiting, _read_dense(layer, given)))
+            waiting = _IDENTITY
+        elif activation and is_linear:
             steps[-1] = replace(steps[-1], activation=activation)
+        elif type(layer) is kl.BatchNormalization and _is_plain(layer) and layer.axis in (-1, 1):
+            norm = _read_batch_norm(layer, given)
+            if is_linear:
+                steps[-1] = _before_affine(steps[-1], norm)
+            else:
+                waiting = _then(waiting, norm)
         elif not steps and type(layer) is kl.Rescaling and np.ndim(layer.scale) == 0:
-            scale, offset = scale * layer.scale, offset * layer.scale + layer.offset
+            waiting = _then(waiting, (layer.scale, layer.offset))
         elif steps or type(layer) is not kl.Flatten or layer.data_format == "channels_first":
             return None
-    if not steps or any(s.activation not in _ELEMENTWISE for s in steps[:-1]):
+    if not steps or waiting is not _IDENTITY:
         return None
-    first = steps[0]
-    bias = first.bias + np.float32(offset) * first.kernel.sum(axis=0)
-    steps[0] = replace(first, kernel=first.kernel * np.float32(scale), bias=bias)
+    if any(step.activation not in _ELEMENTWISE for step in steps[:-1]):
+        return None
     return steps
 
 
@@ -110,19 +122,51 @@ def _take_units(step: DenseStep, kept: npt.NDArray[np.bool_]) -> DenseStep:
 
 
 def _read_dense(layer: kl.Dense, given: Mapping[int, npt.NDArray[Any]]) -> DenseStep:
-    def values(variable: keras.Variable) -> npt.NDArray[Any]:
-        array = given.get(id(variable))
-        return keras.ops.convert_to_numpy(variable) if array is None else array
-
-    kernel = values(layer.kernel)
+    kernel = _values(layer.kernel, given)
     bias = np.zeros(kernel.shape[1], np.float32)
     if layer.use_bias:
-        bias += values(layer.bias)
+        bias += _values(layer.bias, given)
     return DenseStep(kernel, bias, layer.activation)
 
 
-def _is_plain(layer: kl.Dense) -> bool:
-    """Whether the layer is a float32 product of matrices: no quantisation, rank 2."""
+def _read_batch_norm(layer: kl.BatchNormalization, given: Mapping[int, npt.NDArray[Any]]) -> Affine:
+    """Returns what the layer multiplies by and what it adds, each `(units,)`."""
+    mean, variance = _values(layer.moving_mean, given), _values(layer.moving_variance, given)
+    scale = 1 / np.sqrt(variance + np.float32(layer.epsilon))
+    if layer.scale:
+        scale = scale * _values(layer.gamma, given)
+    offset = -mean * scale
+    if layer.center:
+        offset = offset + _values(layer.beta, given)
+    return scale, offset
+
+
+def _then(first: Affine, second: Affine) -> Affine:
+    return first[0] * second[0], first[1] * second[0] + second[1]
+
+
+def _before_affine(step: DenseStep, affine: Affine) -> DenseStep:
+    """Returns one step that is `step`, then `affine`; `step` has no activation."""
+    scale, offset = affine
+    return replace(step, kernel=step.kernel * scale, bias=step.bias * scale + offset)
+
+
+def _after_affine(affine: Affine, step: DenseStep) -> DenseStep:
+    """Returns one step that is `affine`, then `step`."""
+    if affine is _IDENTITY:
+        return step
+    inputs = len(step.kernel)
+    scale, offset = (np.broadcast_to(np.asarray(a, np.float32), inputs) for a in affine)
+    return replace(step, kernel=scale[:, None] * step.kernel, bias=step.bias + offset @ step.kernel)
+
+
+def _values(variable: keras.Variable, given: Mapping[int, npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    array = given.get(id(variable))
+    return keras.ops.convert_to_numpy(variable) if array is None else array
+
+
+def _is_plain(layer: keras.Layer) -> bool:
+    """Whether the layer computes in float32, unquantised, on inputs of rank 2."""
     return layer.dtype_policy.name == "float32" and len(layer.input.shape) == 2
 
 

@@ -20,7 +20,10 @@ from keras import layers as kl
 
 __all__ = [
     "KernelLayer",
+    "all_layers",
     "batch_norms_after",
+    "compile_for_inference",
+    "copy_for_inference",
     "copy_model",
     "copy_state",
     "functional_graph",
@@ -119,6 +122,11 @@ def kernel_layers(model: keras.Model) -> list[KernelLayer]:
     ]
 
 
+def all_layers(model: keras.Model) -> list[keras.Layer]:
+    """Returns the layers at every depth, the model and nested ones too, each once."""
+    return list({id(layer): layer for layer in model._flatten_layers()}.values())
+
+
 def batch_norms_after(model: keras.Model, layer: keras.Layer) -> list[kl.BatchNormalization]:
     """Returns the BatchNormalization layers that normalise the units of `layer` alone.
 
@@ -170,6 +178,29 @@ def copy_model(model: keras.Model) -> keras.Model:
             return copied
     except _NOT_SERIALIZABLE as error:
         raise _cannot_be_copied(model, error) from error
+
+
+def copy_for_inference(model: keras.Model) -> keras.Model:
+    """Returns an independent copy without compile state, and so without an optimizer's.
+
+    Raises:
+        ValueError: If Keras cannot serialise the model; says why and what to do.
+    """
+    config = model_config(model)
+    config.pop("compile_config", None)
+    copied = model_from_config(model, config)
+    copy_state(model, copied)
+    return copied
+
+
+def compile_for_inference(model: keras.Model, source: keras.Model) -> None:
+    """Gives `model` the loss and metrics of `source`, if it has any, and a stateless optimizer."""
+    if not source.compiled:
+        return
+    with keras.saving.custom_object_scope(_custom_objects(source)):
+        config = source.get_compile_config()
+        if config is not None:
+            model.compile_from_config(config | {"optimizer": "sgd"})
 
 
 def model_config(model: keras.Model) -> dict[str, Any]:

@@ -33,7 +33,7 @@ class SparseModel:
     Args:
         model: A built Keras model: Dense layers one after the other, with what
             `read_dense_chain` understands around them (Rescaling and Flatten in front,
-            activations, Dropout).
+            activations, BatchNormalization, Dropout).
         n_threads: Threads among which the examples are shared; by default one a
             processor core.
 
@@ -100,6 +100,21 @@ class SparseModel:
         self._head.reset_metrics()
         values = self._head.test_on_batch(outputs, y, return_dict=True)
         return {name: float(value) for name, value in values.items()}
+
+    @property
+    def compiled(self) -> bool:
+        """Whether there are a loss and metrics to `evaluate`."""
+        return self._head is not None
+
+    @property
+    def n_threads(self) -> int:
+        """Threads among which the examples are shared."""
+        return self._chain.n_threads
+
+    @property
+    def steps(self) -> list[DenseStep]:
+        """The Dense layers as arrays, without the units that pruning cut off."""
+        return list(self._chain.steps)
 
     @functools.cached_property
     def size_bytes(self) -> int:
@@ -236,20 +251,20 @@ def _activation_name(step: DenseStep) -> str:
 
 
 def _read_steps(model: keras.Model) -> list[DenseStep]:
-    layers = kernel_layers(model)
+    kernel_layers(model)  # raises unless this is a built Keras model
+    for layer in model.layers:
+        weights = map(keras.ops.convert_to_numpy, layer.weights)
+        if not all(np.isfinite(array).all() for array in weights):
+            raise ValueError(
+                f"Layer '{layer.name}' has weights that are NaN or infinite. Train it anew, "
+                "with a lower learning rate for example, before it is made sparse."
+            )
     steps = read_dense_chain(model)
     if steps is None:
         raise ValueError(
-            f"SparseModel takes Dense layers one after the other, in float32, without "
+            "SparseModel takes Dense layers one after the other, in float32, without "
             "regularisation; in front of them Rescaling and Flatten, behind them elementwise "
-            f"activations and Dropout. Model '{model.name}' has more than that. Use its own "
-            "predict, or make a SparseModel of its dense part."
+            f"activations, BatchNormalization and Dropout. Model '{model.name}' has more than "
+            "that. Use its own predict, or make a SparseModel of its dense part."
         )
-    for named in layers:
-        weights = map(keras.ops.convert_to_numpy, named.layer.weights)
-        if not all(np.isfinite(array).all() for array in weights):
-            raise ValueError(
-                f"Layer '{named.name}' has weights that are NaN or infinite. Train it anew, "
-                "with a lower learning rate for example, before it is made sparse."
-            )
     return steps

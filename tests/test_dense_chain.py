@@ -83,8 +83,88 @@ def test_a_relu_layer_is_read_as_an_activation():
         [kl.Flatten(), kl.Dense(3, dtype="mixed_bfloat16"), kl.Dense(2)],
         [kl.Flatten(), kl.Dense(3), kl.Rescaling(2.0), kl.Dense(2)],
         [kl.Flatten(data_format="channels_first"), kl.Dense(3), kl.Dense(2)],
+        [kl.Flatten(), kl.Dense(3, activation="relu"), kl.BatchNormalization()],  # none follows
+        [kl.Flatten(), kl.Dense(3, activation="relu"), kl.BatchNormalization(), kl.ReLU()],
+        [kl.BatchNormalization(), kl.Flatten(), kl.Dense(2)],  # over the axis of length 3
+        [kl.Flatten(), kl.BatchNormalization(dtype="mixed_bfloat16"), kl.Dense(2)],
         [kl.Flatten()],
     ],
 )
 def test_what_is_more_than_a_dense_chain_is_left_to_keras(layers):
     assert read_dense_chain(keras.Sequential([keras.Input((4, 3)), *layers])) is None
+
+
+def network_with_norms(activation="relu"):
+    """BatchNormalization in front of, behind and without an activation, and on the inputs."""
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential(
+        [
+            keras.Input((5, 6), dtype="uint8"),
+            kl.Rescaling(1 / 255, offset=-0.5),
+            kl.Flatten(),
+            kl.BatchNormalization(),
+            kl.Dense(20, use_bias=False),
+            kl.BatchNormalization(),
+            kl.Activation(activation),
+            kl.Dense(15, activation=activation),
+            kl.BatchNormalization(scale=False, epsilon=0.1),
+            kl.Dropout(0.5),
+            kl.BatchNormalization(axis=1, center=False),
+            kl.Dense(7),
+            kl.BatchNormalization(),
+            kl.Dense(4),
+            kl.BatchNormalization(),
+            kl.Activation("softmax"),
+        ]
+    )
+    rng = np.random.default_rng(0)
+    model.set_weights([w + rng.uniform(0.1, 0.5, w.shape) for w in model.get_weights()])
+    return model
+
+
+@pytest.mark.parametrize("activation", ["relu", "sigmoid"])
+@pytest.mark.parametrize("prune", [kp.prune_weights, kp.prune_units])
+@pytest.mark.parametrize("sparsity", [0, 0.6])
+def test_batch_normalization_is_folded_into_the_dense_layers(images, activation, prune, sparsity):
+    model = prune(network_with_norms(activation), sparsity)
+    outputs = sparse_forward(read_dense_chain(model), images)
+    expected = model.predict(images, batch_size=500, verbose=0)
+    assert np.ptp(expected, axis=0).min() > 1e-3  # the outputs tell the examples apart
+    np.testing.assert_allclose(outputs, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_folding_keeps_exactly_the_zeros_of_the_kernels():
+    model = kp.prune_weights(network_with_norms(), 0.6)
+    kernels = [
+        keras.ops.convert_to_numpy(layer.kernel)
+        for layer in model.layers
+        if isinstance(layer, kl.Dense)
+    ]
+    for step, kernel in zip(read_dense_chain(model), kernels, strict=True):
+        np.testing.assert_array_equal(step.kernel == 0, kernel == 0)
+
+
+def test_folding_takes_the_weights_that_are_given(images):
+    model = network_with_norms()
+    weights = [1.5 * w for w in model.get_weights()]
+    outputs = sparse_forward(read_dense_chain(model, weights), images)
+    model.set_weights(weights)
+    np.testing.assert_allclose(outputs, model.predict(images, verbose=0), rtol=1e-4, atol=1e-6)
+
+
+def test_folding_by_hand():
+    norm = kl.BatchNormalization(epsilon=0.0)
+    model = keras.Sequential([keras.Input((1,)), kl.Dense(2), norm])
+    model.set_weights(
+        [
+            np.array([[3.0, 0.0]]),  # kernel
+            np.array([1.0, 2.0]),  # bias
+            np.array([2.0, 5.0]),  # gamma
+            np.array([10.0, 20.0]),  # beta
+            np.array([7.0, 1.0]),  # moving mean
+            np.array([4.0, 25.0]),  # moving variance
+        ]
+    )
+    (step,) = read_dense_chain(model)
+    np.testing.assert_array_equal(step.kernel, [[3.0, 0.0]])
+    np.testing.assert_array_equal(step.bias, [(1 - 7) * 2 / 2 + 10, (2 - 1) * 5 / 5 + 20])

@@ -521,6 +521,36 @@ def test_weights_that_are_not_finite_are_refused_by_layer(number, variable):
         SparseModel(model)
 
 
+def normed_network():
+    model = keras.Sequential(
+        [keras.Input((INPUTS,)), kl.Dense(40), kl.BatchNormalization(), kl.ReLU(), kl.Dense(3)]
+    )
+    rng = np.random.default_rng(0)
+    model.set_weights([w + rng.uniform(0.1, 0.5, w.shape) for w in model.get_weights()])
+    return model
+
+
+@pytest.mark.parametrize("prune", [kp.prune_weights, kp.prune_units])
+def test_batch_normalization_is_part_of_the_sparse_model(x, way, prune):
+    model = prune(normed_network(), 0.8)
+    assert_equal_outputs(SparseModel(model).predict(x), expected_outputs(model, x))
+
+
+def test_moving_statistics_that_are_not_finite_are_refused_by_layer():
+    model = normed_network()
+    model.layers[1].moving_variance.assign(np.full(40, np.nan))
+    with pytest.raises(ValueError, match=f"'{model.layers[1].name}' has weights that are NaN"):
+        SparseModel(model)
+
+
+def test_it_says_its_threads_its_steps_and_whether_it_has_a_loss():
+    model = network()
+    sparse = SparseModel(model, n_threads=2)
+    assert (sparse.n_threads, sparse.compiled) == (2, False)
+    assert [s.kernel.shape for s in sparse.steps] == [(INPUTS, 133), (133, 65), (65, 17), (17, 3)]
+    assert SparseModel(compiled(model)).compiled
+
+
 @pytest.mark.parametrize("shape", [(5, INPUTS + 1), (INPUTS,), (5, 7, 10), ()])
 def test_inputs_of_another_shape_are_refused(shape):
     with pytest.raises(ValueError, match=r"shape \(examples, 70\).*Received: \("):
