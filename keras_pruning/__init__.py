@@ -1,5 +1,6 @@
 """Prune any Keras 3 model: by weight magnitude or by unit norm, for real."""
 
+from keras_pruning.export import export_litert, litert_predict
 from keras_pruning.finetune import KeepZeros, keep_zeros
 from keras_pruning.gradual import GradualPruning, polynomial_sparsity
 from keras_pruning.iterative import prune_iteratively, rewind
@@ -19,7 +20,9 @@ __all__ = [
     "Measurement",
     "SparseModel",
     "compare",
+    "export_litert",
     "keep_zeros",
+    "litert_predict",
     "measure",
     "n_of_m_mask",
     "polynomial_sparsity",

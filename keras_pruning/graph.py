@@ -237,7 +237,10 @@ def copy_state(source: keras.Layer, target: keras.Layer) -> None:
     for old, new in pairs:
         store: dict[str, Any] = {}
         old.save_own_variables(store)
-        new.load_own_variables(store)
+        # JAX would take over the arrays themselves, and training one model would free the other's.
+        new.load_own_variables(
+            {key: np.array(keras.ops.convert_to_numpy(value)) for key, value in store.items()}
+        )
         if hasattr(old, "save_assets"):  # the vocabulary of a text layer
             with tempfile.TemporaryDirectory() as folder:
                 old.save_assets(folder)

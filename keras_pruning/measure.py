@@ -21,7 +21,7 @@ from keras_pruning.sparse import SparseModel
 
 __all__ = ["Latency", "Measurement", "compare", "measure"]
 
-AnyModel = keras.Model | SparseModel
+AnyModel = Any  # a keras.Model, without types of its own, or a SparseModel
 Predict = Callable[[Any], Any]
 
 _CALLS_A_TURN = 5  # timed calls of one model before it is the next one's turn

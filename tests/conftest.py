@@ -9,9 +9,10 @@ import pytest
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 os.environ["MPLBACKEND"] = "Agg"
 
-# The tutorial stands on TensorFlow, and documents and figures on no backend: tested there alone.
+# The tutorial and LiteRT stand on TensorFlow, and documents and figures on no backend: tested
+# there alone.
 if os.environ.get("KERAS_BACKEND", "tensorflow") != "tensorflow":
-    names = "binder browser colab documents explore notebook offline plots pruning_utils"
+    names = "binder browser colab documents explore export notebook offline plots pruning_utils"
     collect_ignore = [f"test_{name}.py" for name in names.split()]
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -335,7 +335,8 @@ def test_the_table_has_a_row_a_model_in_the_order_given(x, y):
     assert table["model"].tolist() == ["sparse", "dense", "pruned"]
     assert table.columns.tolist() == [
         "model", "accuracy", "loss", "sparse_categorical_crossentropy", "parameters",
-        "nonzero", "multiply_adds", "multiply_adds_nonzero", "file_bytes", "file_gzip_bytes", "n_threads",
+        "nonzero", "multiply_adds", "multiply_adds_nonzero",
+        "file_bytes", "file_gzip_bytes", "n_threads",
         "batch_1_ms", "batch_1_ms_lower", "batch_1_ms_upper",
         "batch_4_ms", "batch_4_ms_lower", "batch_4_ms_upper",
     ]  # fmt: skip

@@ -624,3 +624,14 @@ def test_nan_in_the_weights_is_refused(position, name):
     model.get_layer("hidden").set_weights(values)
     with pytest.raises(ValueError, match=f"The {name} of layer 'hidden' holds NaN"):
         shrink(model)
+
+
+def test_training_the_shrunken_model_leaves_the_original_as_it_was():
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((4,)), kl.Dense(6), kl.LayerNormalization(), kl.Dense(2)])
+    model.compile("adam", "mse")
+    x = np.random.default_rng(0).normal(size=(8, 4)).astype("float32")
+    before = keras.ops.convert_to_numpy(model(x)).copy()
+    smaller = kp.shrink(model)  # nothing to remove: all is copied
+    smaller.fit(x, np.ones((8, 2)), verbose=0)  # in place, on JAX in the very same memory
+    np.testing.assert_array_equal(keras.ops.convert_to_numpy(model(x)), before)
