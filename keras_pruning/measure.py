@@ -2,10 +2,12 @@
 
 import gzip
 import importlib
+import logging
 import os
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -186,16 +188,36 @@ def _measure_all(
     for batch_size in batch_sizes:
         _check_count("batch_sizes", batch_size)
     _check_count("repeats", repeats)
-    subjects = [
-        (_sparse_subject if isinstance(model, SparseModel) else _keras_subject)(name, model, x, y)
-        for name, model in models.items()
-    ]
-    batches = [_batch(x, size, length) for size in batch_sizes]
-    milliseconds = [_interleaved_ms([s.predict for s in subjects], b, repeats) for b in batches]
+    with _retracing_unreported():
+        subjects = [_subject(name, model, x, y) for name, model in models.items()]
+        predicts = [subject.predict for subject in subjects]
+        batches = [_batch(x, size, length) for size in batch_sizes]
+        milliseconds = [_interleaved_ms(predicts, batch, repeats) for batch in batches]
     return [
         _measurement(subject, [_latency(*pair) for pair in zip(batch_sizes, times, strict=True)])
         for subject, *times in zip(subjects, *milliseconds, strict=True)
     ]
+
+
+@contextmanager
+def _retracing_unreported() -> Iterator[None]:
+    """Drops TensorFlow's advice on functions traced again: each model and batch size has to be."""
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return "triggered tf.function retracing" not in record.getMessage()
+
+    logger = logging.getLogger("tensorflow")
+    logger.addFilter(is_other)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_other)
+
+
+def _subject(name: str, model: AnyModel, x: Any, y: Any) -> _Subject:
+    if isinstance(model, SparseModel):
+        return _sparse_subject(name, model, x, y)
+    return _keras_subject(name, model, x, y)
 
 
 def _keras_subject(name: str, model: keras.Model, x: Any, y: Any) -> _Subject:

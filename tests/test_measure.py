@@ -1,6 +1,7 @@
 """measure and compare: what is counted, what is timed, and in which order."""
 
 import gzip
+import logging
 import sys
 import types
 
@@ -277,6 +278,23 @@ def test_inputs_by_name(x):
     assert found.multiply_adds == 16
 
 
+def halved_squares(y_true, y_pred):
+    return keras.ops.sum(keras.ops.square(y_pred), axis=-1) / 2
+
+
+class Shift(kl.Layer):
+    def call(self, x):
+        return x + 1.0
+
+
+def test_a_layer_and_a_loss_of_the_users_own(x, y):
+    model = chain((FEATURES,), Shift(), kl.Dense(3))
+    model.compile("adam", halved_squares)
+    found = quickly(model, x, y)
+    assert found.loss == pytest.approx(model.evaluate(x, y, verbose=0))
+    assert found.multiply_adds == 18
+
+
 # ---- latency
 
 
@@ -321,6 +339,24 @@ def test_what_is_timed_answers_batches_of_the_sizes_asked(monkeypatch, x):
     assert all(0 < t.lower_ms <= t.median_ms <= t.upper_ms for t in found.latencies)
 
 
+def test_tensorflows_advice_on_retracing_is_not_shown_and_other_warnings_are(
+    monkeypatch, caplog, x
+):
+    logger = logging.getLogger("tensorflow")
+
+    def predict(self, inputs):
+        logger.warning("5 out of the last 5 calls triggered tf.function retracing")
+        logger.warning("something else")
+
+    monkeypatch.setattr(logger, "propagate", True)
+    monkeypatch.setattr(keras.Model, "predict_on_batch", predict)
+    quickly(network(), x)
+    logger.warning("retracing: triggered tf.function retracing")  # not ours, afterwards
+    shown = [record.getMessage() for record in caplog.records]
+    assert set(shown[:-1]) == {"something else"}
+    assert shown[-1].startswith("retracing")
+
+
 def test_too_few_examples_are_repeated():
     batch = module._batch({"a": np.arange(3), "b": np.arange(6).reshape(3, 2)}, 5, 3)
     np.testing.assert_array_equal(batch["a"], [0, 1, 2, 0, 1])
@@ -359,6 +395,18 @@ def test_models_that_are_none_are_refused_by_name(x):
 def test_no_models_are_refused(x):
     with pytest.raises(ValueError, match="models is empty. Give at least one"):
         kp.compare({}, x)
+
+
+def test_a_model_that_cannot_be_copied_is_refused_with_a_remedy(x):
+    class Unsaved(kl.Layer):
+        def __init__(self, width):
+            super().__init__()
+
+        def call(self, x):
+            return x
+
+    with pytest.raises(ValueError, match=r"'unsaved' cannot be copied.*get_config\(\)"):
+        kp.measure(keras.Sequential([keras.Input((FEATURES,)), Unsaved(3)], name="unsaved"), x)
 
 
 def test_a_model_that_is_not_built_is_refused(x):
