@@ -72,7 +72,7 @@ def read_dense_chain(
             waiting = _IDENTITY
         elif activation and is_linear:
             steps[-1] = replace(steps[-1], activation=activation)
-        elif type(layer) is kl.BatchNormalization and _is_plain(layer) and layer.axis in (-1, 1):
+        elif type(layer) is kl.BatchNormalization and _is_plain(layer):
             norm = _read_batch_norm(layer, given)
             if is_linear:
                 steps[-1] = _before_affine(steps[-1], norm)

@@ -47,7 +47,7 @@ def export_litert(model: keras.Model, path: str | os.PathLike[str], *, int8: boo
         model.export(unfinished, format="litert", verbose=False, **_options(int8))
         unfinished.replace(path)
     except Exception as error:  # the converter has errors of its own
-        if _is_quantised(model):
+        if _is_quantised(model) and not isinstance(error, OSError):
             raise ValueError(
                 f"Model '{model.name}' was quantised by Keras, which LiteRT's converter does not "
                 "take. Export the model as it was before quantize(), with int8=True. "
