@@ -1,5 +1,6 @@
 """What pruning brought: accuracy, parameters, multiply-adds, bytes and latency of models."""
 
+import gc
 import gzip
 import importlib
 import logging
@@ -188,6 +189,7 @@ def _measure_all(
     for batch_size in batch_sizes:
         _check_count("batch_sizes", batch_size)
     _check_count("repeats", repeats)
+    gc.collect()  # models hold themselves in circles: copies of a last call may still be there
     with _retracing_unreported():
         subjects = [_subject(name, model, x, y) for name, model in models.items()]
         predicts = [subject.predict for subject in subjects]
