@@ -717,6 +717,12 @@ def test_the_speed_is_drawn_in_percent_and_times_the_dense_network(ax):
     assert {"zeros skipped, 8×", "units removed, 16×"} <= set(texts_of(ax))
 
 
+def test_names_of_speeds_stand_a_line_apart(ax):
+    plots.plot_speed(SPEEDS.assign(speedup=[0.25, 0.5, 8.0, 2.0, 8.1]), ax=ax)
+    places = [text.xyann[1] for text in ax.texts if text.get_text().endswith("×")]
+    assert places[1] - places[0] >= 13  # points
+
+
 def test_the_crossing_is_where_a_line_passes_the_dense_network_for_good(ax):
     plots.plot_speed(SPEEDS, ax=ax)
     # Between 50 and 90 %, a quarter of the way from log 0.5 to log 8; units are always faster.
