@@ -454,6 +454,7 @@ def explore(network: keras.Model, data: Dataset, *, sparsity: float = 0.9) -> ip
     """
     _check_data(data)
     _check_image_shape(network, data)
+    gc.collect()  # as in `train`
     return _panel.explore(
         network, data.x_test, data.y_test, data.class_names, sparsity=sparsity, title=data.title
     )
