@@ -35,7 +35,7 @@ def export_litert(model: keras.Model, path: str | os.PathLike[str], *, int8: boo
     Raises:
         TypeError: If `model` is not a Keras model.
         ValueError: If it is not built or was quantised by Keras, if the path ends
-            otherwise, or if Keras's backend is not TensorFlow.
+            otherwise, or if Keras's backend is not TensorFlow or Keras is too old.
     """
     kernel_layers(model)  # raises unless this is a built Keras model
     path = Path(path)
@@ -47,6 +47,11 @@ def export_litert(model: keras.Model, path: str | os.PathLike[str], *, int8: boo
         model.export(unfinished, format="litert", verbose=False, **_options(int8))
         unfinished.replace(path)
     except Exception as error:  # the converter has errors of its own
+        if "format=litert" in str(error):
+            raise ValueError(
+                f"Keras {keras.version()} cannot write LiteRT files. "
+                "Take a newer one: pip install --upgrade keras."
+            ) from error
         if _is_quantised(model) and not isinstance(error, OSError):
             raise ValueError(
                 f"Model '{model.name}' was quantised by Keras, which LiteRT's converter does not "

@@ -9,6 +9,10 @@ from keras import layers as kl
 
 import keras_pruning as kp
 
+pytestmark = pytest.mark.skipif(
+    "litert" not in keras.Model.export.__doc__, reason="this Keras cannot write LiteRT files"
+)
+
 
 def image_network():
     keras.utils.set_random_seed(0)
@@ -143,3 +147,12 @@ def test_without_an_interpreter_the_error_names_the_package(exported, monkeypatc
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ImportError, match="pip install ai-edge-litert"):
         kp.litert_predict(exported, np.zeros((1, 9, 10), np.uint8))
+
+
+def test_a_keras_without_litert_is_named(model, tmp_path, monkeypatch):
+    def export(self, path, format, **options):
+        raise ValueError(f"Unrecognized format={format}. Supported formats are: ['onnx'].")
+
+    monkeypatch.setattr(keras.Model, "export", export)
+    with pytest.raises(ValueError, match="Keras .* cannot write LiteRT files. Take a newer one"):
+        kp.export_litert(model, tmp_path / "model.tflite")
