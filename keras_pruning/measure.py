@@ -4,7 +4,6 @@ import gc
 import gzip
 import importlib
 import logging
-import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,6 +20,7 @@ import pandas as pd
 from keras_pruning.graph import compile_for_inference, copy_for_inference, kernel_layers
 from keras_pruning.operations import MultiplyAdds, count_multiply_adds, packs_weights
 from keras_pruning.sparse import SparseModel
+from keras_pruning.sparse_chain import count_cores
 
 __all__ = ["Latency", "Measurement", "compare", "measure"]
 
@@ -294,11 +294,10 @@ def _backend_threads() -> int:
     backend = keras.backend.backend()
     if backend == "torch":
         return importlib.import_module("torch").get_num_threads()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     if backend == "tensorflow":
         threading = importlib.import_module("tensorflow").config.threading
-        return threading.get_intra_op_parallelism_threads() or cores or 1
-    return cores or 1
+        return threading.get_intra_op_parallelism_threads() or count_cores()
+    return count_cores()
 
 
 def _batch(x: Any, size: int, length: int) -> Any:

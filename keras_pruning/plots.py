@@ -536,9 +536,7 @@ def plot_savings(
     """
     _check_frame(table)
     _check_mapping(labels, "labels")
-    unknown = [column for column in labels if column not in table]
-    if unknown:
-        raise ValueError(f"table lacks the columns {unknown}; it has {list(table.columns)}.")
+    _check_columns(table, labels)
     values = {column: table[column].to_numpy(float) for column in labels}
     for column, numbers in values.items():
         if np.isinf(numbers).any() or (numbers < 0).any():
@@ -579,9 +577,7 @@ def plot_speed(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
         ValueError: If a column is missing, the table is empty, or a value is out of range.
     """
     _check_frame(table)
-    missing = [column for column in ("method", "sparsity", "speedup") if column not in table]
-    if missing:
-        raise ValueError(f"table lacks the columns {missing}; it has {list(table.columns)}.")
+    _check_columns(table, ("method", "sparsity", "speedup"))
     _check_shares("column 'sparsity' of table", table["sparsity"].to_numpy(float))
     speedups = table["speedup"].to_numpy(float)
     if not (np.isfinite(speedups) & (speedups > 0)).all():
@@ -592,7 +588,8 @@ def plot_speed(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     ax.axhline(1, color=_GREY, linewidth=1.5, zorder=1)
     ax.text(100, 0.93, "dense network", color=_GREY, ha="right", va="top")
     ends = {}
-    for method, style in _styles_of([table]).items():
+    styles = _styles_of([table])
+    for method, style in styles.items():
         line = table[table["method"] == method].sort_values("sparsity")
         percent, speedup = 100 * line["sparsity"].to_numpy(float), line["speedup"].to_numpy(float)
         ax.plot(percent, speedup, **style)
@@ -609,7 +606,7 @@ def plot_speed(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     ax.yaxis.set_minor_locator(NullLocator())
     ax.set_xlabel("sparsity (%)")
     ax.set_ylabel("speed, times the dense network's")
-    _name_speeds(ax, ends)
+    _name_speeds(ax, ends, styles)
     ax.grid(axis="y", color="#EEEEEE", linewidth=0.8)
     ax.set_axisbelow(True)
     ax.spines[["top", "right"]].set_visible(False)
@@ -848,7 +845,9 @@ def _name_lines(ax: Axes, table: pd.DataFrame, styles: Mapping[str, dict[str, An
         )
 
 
-def _name_speeds(ax: Axes, ends: Mapping[str, tuple[float, float]]) -> None:
+def _name_speeds(
+    ax: Axes, ends: Mapping[str, tuple[float, float]], styles: Mapping[str, dict[str, Any]]
+) -> None:
     """Write each method's name and last speed beside the end of its line, a line of type apart."""
     points = ax.get_window_extent().height * 72 / ax.figure.dpi
     low, high = np.log(ax.get_ylim())
@@ -860,7 +859,7 @@ def _name_speeds(ax: Axes, ends: Mapping[str, tuple[float, float]]) -> None:
             end,
             xytext=(8, up),
             textcoords="offset points",
-            color=_darker(_METHOD_STYLES.get(method, {"color": _INK})["color"]),
+            color=_darker(styles[method]["color"]),
             va="center",
             annotation_clip=False,
         )
@@ -1214,6 +1213,12 @@ def _check_table(table: Any, name: str = "table") -> None:
         )
     for column in ("sparsity", "accuracy"):
         _check_shares(f"column {column!r} of {name}", table[column].to_numpy(float))
+
+
+def _check_columns(table: pd.DataFrame, names: Iterable[str]) -> None:
+    missing = [name for name in names if name not in table]
+    if missing:
+        raise ValueError(f"table lacks the columns {missing}; it has {list(table.columns)}.")
 
 
 def _check_frame(table: Any, name: str = "table") -> None:

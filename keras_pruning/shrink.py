@@ -14,6 +14,7 @@ import pandas as pd
 from keras_pruning.channel_walk import trace_channels
 from keras_pruning.channels import BoolArray, ChannelGraph
 from keras_pruning.graph import (
+    all_layers,
     copy_state,
     functional_graph,
     kernel_layers,
@@ -85,7 +86,7 @@ def shrink(
 
 def _traced(model: keras.Model) -> ChannelGraph:
     kernel_layers(model)  # checks that it is a built model
-    for layer in model._flatten_layers():
+    for layer in all_layers(model):
         _check_weights(layer)
     graph = trace_channels(model)
     if graph is None:

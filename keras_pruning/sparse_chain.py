@@ -27,7 +27,7 @@ from keras import activations
 
 from keras_pruning.dense_chain import DenseStep, compact
 
-__all__ = ["SparseChain", "sparse_forward"]
+__all__ = ["SparseChain", "count_cores", "sparse_forward"]
 
 FloatArray = npt.NDArray[np.float32]
 Way = Literal["dense", "weights", "inputs"]
@@ -47,6 +47,12 @@ _CALIBRATION_ROWS = 256
 _TURNS = 7  # of a measurement
 # Windows counts a thread's own time in steps of 16 ms.
 _cpu_clock = time.perf_counter if os.name == "nt" else time.thread_time
+
+
+def count_cores() -> int:
+    """Returns how many processor cores this process may use."""
+    has_affinity = hasattr(os, "sched_getaffinity")  # missing on macOS and Windows
+    return len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
 
 
 def sparse_forward(
@@ -482,8 +488,7 @@ def _kernels() -> ModuleType | None:
 
 def _check_threads(n_threads: int | None) -> int:
     if n_threads is None:
-        has_affinity = hasattr(os, "sched_getaffinity")  # missing on macOS and Windows
-        return len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+        return count_cores()
     if isinstance(n_threads, bool) or not isinstance(n_threads, int):
         raise TypeError(f"n_threads must be a whole number. Received: {n_threads!r}")
     if n_threads < 1:

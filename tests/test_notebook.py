@@ -387,7 +387,7 @@ def test_good_form_has_no_problem(cells):
         (path_problems, [new_markdown_cell(r"C:\Users\me")]),
         (
             path_problems,
-            [ran_cell("1", 2, new_output("display_data", {"text/html": "<b>/root/a</b>"}))],
+            [ran_cell("1", 2, new_output("display_data", {"text/html": "<b>/Users/a</b>"}))],
         ),
         (widget_problems, [ran_cell("widgets.interact(f, a=1)")]),
         (widget_problems, [ran_cell("@interact\ndef f(a=1): ...")]),
@@ -402,6 +402,11 @@ def test_good_form_has_no_problem(cells):
 )
 def test_bad_form_is_found(check, cells):
     assert len(check(sample(*cells))) == 1
+
+
+@pytest.mark.parametrize("top", ["home", "root", "Users", "tmp", "work", "var/folders"])
+def test_every_kind_of_machine_path_is_found(top):
+    assert len(path_problems(sample(ran_cell(f"open('/{top}/a')")))) == 1
 
 
 def test_bad_metadata_is_found():
