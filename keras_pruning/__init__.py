@@ -1,5 +1,6 @@
 """Prune any Keras 3 model: by weight magnitude or by unit norm, for real."""
 
+from keras_pruning.experiment import experiment
 from keras_pruning.export import export_litert, litert_predict
 from keras_pruning.finetune import KeepZeros, keep_zeros
 from keras_pruning.gradual import GradualPruning, polynomial_sparsity
@@ -10,8 +11,10 @@ from keras_pruning.prune import prunable_layers, prune_units, prune_weights, sum
 from keras_pruning.sensitivity import sensitivity_sweep, suggest_sparsities
 from keras_pruning.shrink import shrink
 from keras_pruning.sparse import SparseModel
+from keras_pruning.store import load_results
 from keras_pruning.sweep import sparsity_sweep
 from keras_pruning.taylor import taylor_scores
+from keras_pruning.workers import limit_threads, local_processes
 
 __all__ = [
     "GradualPruning",
@@ -20,9 +23,13 @@ __all__ = [
     "Measurement",
     "SparseModel",
     "compare",
+    "experiment",
     "export_litert",
     "keep_zeros",
+    "limit_threads",
     "litert_predict",
+    "load_results",
+    "local_processes",
     "measure",
     "n_of_m_mask",
     "polynomial_sparsity",

@@ -56,14 +56,18 @@ def count_cores() -> int:
 
 
 def sparse_forward(
-    steps: list[DenseStep], x: npt.NDArray[Any], *, n_threads: int | None = None
+    steps: list[DenseStep],
+    x: npt.NDArray[Any],
+    *,
+    n_threads: int | None = None,
+    reproducible: bool = False,
 ) -> FloatArray:
     """Returns the chain's outputs `(examples, units)` for inputs `(examples, ...)`.
 
     Weights that are zero are skipped. Nothing is kept: for one set of weights and many
     calls, `SparseModel` prepares the weights once.
     """
-    return SparseChain(steps, n_threads).forward(x.reshape(len(x), -1))
+    return SparseChain(steps, n_threads, reproducible).forward(x.reshape(len(x), -1))
 
 
 class SparseChain:
@@ -75,10 +79,16 @@ class SparseChain:
     Args:
         steps: As `read_dense_chain` returns them.
         n_threads: By default one a processor core.
+        reproducible: Whether the same inputs give the same outputs to the last bit in every
+            process and on any number of threads. The ways are then chosen by the costs of a
+            typical machine, since measured ones differ a little each time.
     """
 
-    def __init__(self, steps: list[DenseStep], n_threads: int | None) -> None:
+    def __init__(
+        self, steps: list[DenseStep], n_threads: int | None, reproducible: bool = False
+    ) -> None:
         self.n_threads = _check_threads(n_threads)
+        self._reproducible = reproducible
         self.steps = [_contiguous(step) for step in compact(steps)]
         self._counts = [int(np.count_nonzero(step.kernel)) for step in self.steps]
         self._densities: list[float] = []
@@ -87,10 +97,11 @@ class SparseChain:
 
     def forward(self, x: npt.NDArray[Any]) -> FloatArray:
         """Returns the outputs `(examples, units)` for inputs `(examples, inputs)`."""
-        if len(x) == 1:
+        if len(x) == 1 and not self._reproducible:
             return self._forward_single(np.require(x, np.float32, ["C", "W"]))
         outputs = np.empty((len(x), len(self.steps[-1].bias)), np.float32)
-        rows = min(max(-(-len(x) // self.n_threads), 1), _ROWS)  # a task's
+        share = len(x) if self._reproducible else -(-len(x) // self.n_threads)
+        rows = min(max(share, 1), _ROWS)  # a task's
         tops = iter(range(0, len(x), rows))
         with _blas().limit(limits=1):
             products = self._prepare(x, rows)
@@ -134,7 +145,10 @@ class SparseChain:
         if not self._densities:
             self._densities = _input_densities(self.steps, x[:_PROBE_ROWS])
         shapes = [step.kernel.shape for step in self.steps]
-        costs = _costs(min(_power_of_two(rows), _CALIBRATION_ROWS))
+        if self._reproducible:
+            costs = _TYPICAL_COSTS
+        else:
+            costs = _costs(min(_power_of_two(rows), _CALIBRATION_ROWS))
         return _cheapest(shapes, self._counts, self._densities, costs)
 
     def _product(self, way: Way, start: int, stop: int) -> Product:
@@ -167,6 +181,10 @@ class _Costs:
     border: float  # a feature that changes its layout, to or from what "weights" takes
     met: float  # a weight met by an input that is not zero, where the others are skipped
     input: float  # an input looked at, whether it is zero
+
+
+# What `_costs(256)` gave on a core with AVX2.
+_TYPICAL_COSTS = _Costs(dense=1.25e-11, weight=2.6e-11, border=8.2e-10, met=2.7e-11, input=2.2e-9)
 
 
 @functools.lru_cache

@@ -1,7 +1,12 @@
 """A grid of prunings, measured: methods x sparsities x repeats in one tidy table."""
 
-import sys
+import functools
+import hashlib
+import json
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
@@ -9,10 +14,9 @@ import keras
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from tqdm import tqdm
 
 from keras_pruning.dense_chain import read_dense_chain
-from keras_pruning.graph import copy_model, kernel_layers, loss_head
+from keras_pruning.graph import copy_model, kernel_layers, loss_head, model_config
 from keras_pruning.masks import check_sparsity
 from keras_pruning.prune import (
     Scope,
@@ -24,14 +28,25 @@ from keras_pruning.prune import (
     weights_under_weight_masks,
 )
 from keras_pruning.sparse_chain import sparse_forward
+from keras_pruning.tasks import Job, Results, run_jobs
+from keras_pruning.workers import (
+    Payload,
+    find_function,
+    function_name,
+    model_from_bytes,
+    model_to_bytes,
+)
 
 __all__ = [
     "METHODS",
     "SPARSITIES",
     "Weights",
     "check_data",
+    "check_methods",
     "evaluator",
+    "measured_row",
     "measured_sparsity",
+    "prune_by_name",
     "sparsity_sweep",
 ]
 
@@ -43,7 +58,6 @@ _WITHOUT_CHANCE = {"weights", "units"}
 PruneFunction = Callable[..., keras.Model]  # (model, sparsity, *, seed) -> pruned model
 Weights = list[npt.NDArray[Any]]  # as model.get_weights() returns them
 Metrics = Callable[[Weights], dict[str, Any]]
-Pruner = Callable[[float, int], Weights]  # (sparsity, seed) -> the pruned model's weights
 
 
 def sparsity_sweep(
@@ -59,12 +73,19 @@ def sparsity_sweep(
     seed: int = 0,
     batch_size: int = 1000,
     progress: bool = True,
+    executor: Executor | None = None,
+    store: str | os.PathLike[str] | None = None,
+    threads: int | None = 1,
 ) -> pd.DataFrame:
     """Returns what is left of a model at each sparsity, measured on (x, y).
 
     A chain of Dense layers is evaluated without what pruning cut off, by
     `sparse_forward`, so that a point costs less the more is gone. Of any other model one
     copy is made for the whole sweep, whose `evaluate` is traced once.
+
+    The table is the same to the last digit on any executor whose workers run the same
+    versions on processors of one kind. With a store, points that are finished there are
+    read and not run again, so a sweep that was stopped goes on where it was.
 
     Args:
         model: A built and compiled Keras model.
@@ -82,6 +103,12 @@ def sparsity_sweep(
         seed: Seed of the first repeat.
         batch_size: Examples evaluated together.
         progress: Whether to show a progress bar on standard output.
+        executor: Any `concurrent.futures.Executor`, whose workers share the points: that of
+            `local_processes`, `dask.distributed.Client(...).get_executor()`, MPI's pool.
+            `None`: one point after the other in this process. The model and the data travel
+            with each point; given functions must be importable by the workers.
+        store: Folder for the finished points, one small file each, or `None`.
+        threads: What each worker computes with; `None` leaves it as it is.
 
     Returns:
         DataFrame, a row a point: `method`, `sparsity` (asked), `sparsity_measured`
@@ -94,81 +121,172 @@ def sparsity_sweep(
         TypeError: If an argument is of the wrong type.
         ValueError: If the model is not compiled or not built, x and y differ in
             length, or a method, sparsity or layer is unknown or out of range.
+        Exception: What a worker raises; what is finished is in the store.
     """
     check_data(model, x, y)
     if isinstance(repeats, bool) or not isinstance(repeats, int) or repeats < 1:
         raise ValueError(f"repeats must be a whole number from 1. Received: repeats={repeats!r}")
     if isinstance(layers, Mapping):
         raise TypeError("layers must be a list of names here: the sweep gives the sparsities.")
-    pruners = _pruners(model, methods, scope, layers)
+    functions = methods if isinstance(methods, Mapping) else check_methods(methods)
     asked = [check_sparsity(sparsity) for sparsity in sparsities]
     points = [
-        (method, sparsity, repeat)
-        for method in pruners
+        _Point(method, sparsity, None if method in _WITHOUT_CHANCE else seed + repeat, repeat)
+        for method in functions
         for sparsity in asked
         for repeat in range(1 if method in _WITHOUT_CHANCE else repeats)
     ]
-    evaluate = evaluator(model, x, y, batch_size)
-    dense: dict[str, float] = {}
-    rows = []
-    for method, sparsity, repeat in tqdm(
-        points, "Sweep", disable=not progress, file=sys.stdout, unit="point"
-    ):
-        weights = pruners[method](sparsity, seed + repeat)
-        if sparsity == 0 and method in METHODS:  # the same network for each of them
-            dense = measured = dense or evaluate(weights)
-        else:
-            measured = evaluate(weights)
-        rows.append(
-            {"method": method, "sparsity": sparsity}
-            | {
-                "sparsity_measured": measured_sparsity(model, weights, method, layers),
-                "parameters": model.count_params(),
-                "nonzero": sum(int(np.count_nonzero(array)) for array in weights),
-            }
-            | measured
-            | {"seed": None if method in _WITHOUT_CHANCE else seed + repeat, "repeat": repeat}
-        )
-    return pd.DataFrame(rows).astype({"seed": "Int64"})
+    travels = executor is not None or store is not None
+    options = _Options(
+        tuple((name, function_name(f) if travels and f else f) for name, f in functions.items()),
+        scope,
+        None if layers is None else tuple(layers),
+        batch_size,
+    )
+    identity = _identity(model, x, y, options) if store is not None else {}
+    results = Results(
+        [identity | asdict(point) for point in points], store, progress=progress, label="Sweep"
+    )
+    if executor is None:
+        measure = _point_measurer(model, x, y, options)
+        jobs = [Job(measure, (points[i],), partial(results.add, i)) for i in results.missing]
+    else:
+        payload = _payload(model, x, y)
+        jobs = [
+            Job(_measure_elsewhere, (*payload, options, points[i]), partial(results.add, i))
+            for i in results.missing
+        ]
+    run_jobs(jobs, results, executor=executor, threads=threads)
+    return results.table()
 
 
-def _pruners(
-    model: keras.Model,
-    methods: Iterable[str] | Mapping[str, PruneFunction],
-    scope: Scope,
-    layers: Sequence[str] | None,
-) -> dict[str, Pruner]:
-    """Returns method name to a function that gives the weights of the pruned model."""
-    if isinstance(methods, Mapping):
-        return {name: partial(_prune_by_function, model, f) for name, f in methods.items()}
+def check_methods(methods: Iterable[str]) -> dict[str, None]:
+    """Returns the names of methods, each with no function of the user's.
+
+    Raises:
+        TypeError: If it is one name, not a list.
+        ValueError: If a name is unknown.
+    """
     if isinstance(methods, str):
         raise TypeError(f"methods must be a list of names. Received: methods={methods!r}")
     names = list(methods)
     unknown = [name for name in names if name not in METHODS]
     if unknown:
         raise ValueError(f"Unknown method {unknown}. Known: {list(METHODS)}, or pass functions.")
-    return {name: partial(_prune_by_name, model, name, scope, layers) for name in names}
+    return dict.fromkeys(names)
 
 
-def _prune_by_name(
+@dataclass(frozen=True)
+class _Point:
+    method: str
+    sparsity: float
+    seed: int | None
+    repeat: int
+
+
+@dataclass(frozen=True)
+class _Options:
+    """What all points of a sweep share; hashable, and without code if it is to travel."""
+
+    functions: tuple[tuple[str, PruneFunction | str | None], ...]  # by method
+    scope: Scope
+    layers: tuple[str, ...] | None
+    batch_size: int
+
+
+def _point_measurer(
+    model: keras.Model, x: Any, y: Any, options: _Options
+) -> Callable[[_Point], pd.DataFrame]:
+    """Returns a function that measures the model pruned as a point says."""
+    evaluate = evaluator(model, x, y, options.batch_size)
+    functions = dict(options.functions)
+    dense: dict[str, float] = {}
+
+    def measure(point: _Point) -> pd.DataFrame:
+        nonlocal dense
+        function = functions[point.method]
+        if function is None:
+            weights = prune_by_name(
+                model,
+                point.method,
+                point.sparsity,
+                scope=options.scope,
+                layers=options.layers,
+                seed=point.seed or 0,
+            )
+        else:
+            function = find_function(function) if isinstance(function, str) else function
+            weights = function(model, point.sparsity, seed=point.seed).get_weights()
+        if point.sparsity == 0 and function is None:  # the same network for each method
+            dense = measured = dense or evaluate(weights)
+        else:
+            measured = evaluate(weights)
+        row = {"method": point.method, "sparsity": point.sparsity}
+        row |= measured_row(model, weights, measured, point.method, options.layers)
+        row |= {"seed": point.seed, "repeat": point.repeat}
+        return pd.DataFrame([row]).astype({"seed": "Int64"})
+
+    return measure
+
+
+def _payload(model: keras.Model, x: Any, y: Any) -> tuple[Payload, Payload]:
+    content = model_to_bytes(model, for_inference=True)
+    return Payload.of(content), Payload(_digest_of_arrays((x, y)), (x, y))
+
+
+def _measure_elsewhere(
+    model: Payload, data: Payload, options: _Options, point: _Point
+) -> pd.DataFrame:
+    return _cached_measurer(model, data, options)(point)
+
+
+@functools.lru_cache(maxsize=1)
+def _cached_measurer(
+    model: Payload, data: Payload, options: _Options
+) -> Callable[[_Point], pd.DataFrame]:
+    x, y = data.content
+    return _point_measurer(model_from_bytes(model.content), x, y, options)
+
+
+def _identity(model: keras.Model, x: Any, y: Any, options: _Options) -> dict[str, Any]:
+    """Returns what tells this sweep's points from those of other sweeps in one store."""
+    config = model_config(model)
+    compiled = config.pop("compile_config", None) or {}
+    config |= {name: compiled.get(name) for name in ("loss", "loss_weights", "metrics")}
+    architecture = json.dumps(config, sort_keys=True, default=str).encode()
+    weights = _digest_of_arrays(model.get_weights())
+    return {
+        "model": hashlib.sha256(architecture + weights.encode()).hexdigest()[:16],
+        "examples": _digest_of_arrays((x, y))[:16],
+        "scope": options.scope,
+        "layers": None if options.layers is None else ", ".join(options.layers),
+        "batch_size": options.batch_size,
+    }
+
+
+def _digest_of_arrays(arrays: Any) -> str:
+    digest = hashlib.sha256()
+    for array in map(np.asarray, keras.tree.flatten(arrays)):
+        digest.update(f"{array.dtype}{array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def prune_by_name(
     model: keras.Model,
-    name: str,
+    method: str,
+    sparsity: float,
+    *,
     scope: Scope,
     layers: Sequence[str] | None,
-    sparsity: float,
     seed: int,
 ) -> Weights:
-    score: Score = "random" if name.startswith("random") else "magnitude"
+    """Returns the weights of the model pruned by one of `METHODS`."""
+    score: Score = "random" if method.startswith("random") else "magnitude"
     options: dict[str, Any] = {"scope": scope, "score": score, "layers": layers, "seed": seed}
-    if name.endswith("units"):
+    if method.endswith("units"):
         return weights_under_unit_masks(model, unit_masks(model, sparsity, **options))
     return weights_under_weight_masks(model, weight_masks(model, sparsity, **options))
-
-
-def _prune_by_function(
-    model: keras.Model, function: PruneFunction, sparsity: float, seed: int
-) -> Weights:
-    return function(model, sparsity, seed=seed).get_weights()
 
 
 def evaluator(
@@ -190,7 +308,9 @@ def _by_chain(model: keras.Model, head: keras.Model, x: Any, y: Any) -> Metrics:
     def metrics_of(weights: Weights) -> dict[str, Any]:
         steps = read_dense_chain(model, weights) or []
         head.reset_metrics()
-        return head.test_on_batch(sparse_forward(steps, inputs), y, return_dict=True)
+        return head.test_on_batch(
+            sparse_forward(steps, inputs, reproducible=True), y, return_dict=True
+        )
 
     return metrics_of
 
@@ -203,6 +323,21 @@ def _by_copy(model: keras.Model, x: Any, y: Any, batch_size: int) -> Metrics:
         return scratch.evaluate(x, y, batch_size=batch_size, verbose=0, return_dict=True)
 
     return metrics_of
+
+
+def measured_row(
+    model: keras.Model,
+    weights: Weights,
+    metrics: Mapping[str, float],
+    method: str,
+    layers: Sequence[str] | None,
+) -> dict[str, Any]:
+    """Returns the columns that tell what is left of the model with these weights."""
+    return {
+        "sparsity_measured": measured_sparsity(model, weights, method, layers),
+        "parameters": model.count_params(),
+        "nonzero": sum(int(np.count_nonzero(array)) for array in weights),
+    } | dict(metrics)
 
 
 def measured_sparsity(
