@@ -1,7 +1,10 @@
 """A study: data sets x networks x seeds x methods x sparsities x fine-tuning, on any executor."""
 
 import functools
+import io
 import os
+import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -296,10 +299,11 @@ def _trained(folder: Path, training: _Training) -> bytes | None:
     path = _network_path(folder, training)
     try:
         content = path.read_bytes()
-        model_from_bytes(content)
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            archive.testzip()  # raises where a checksum is wrong
     except FileNotFoundError:
         return None
-    except ValueError as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
         set_aside(path, error)
         return None
     return content

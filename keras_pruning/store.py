@@ -16,11 +16,12 @@ import re
 import tempfile
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from pandas.api.types import pandas_dtype
 
 __all__ = [
     "decode_result",
@@ -104,7 +105,7 @@ def task_path(folder: Path, parameters: Parameters, suffix: str = _SUFFIX) -> Pa
     """
     canonical = _to_json(parameters)
     values = (str(value) for value in parameters.values() if isinstance(value, str | int | float))
-    readable = re.sub(r"[^A-Za-z0-9.]+", "-", "_".join(values))[:80]
+    readable = re.sub(r"[^A-Za-z0-9._]+", "-", "-".join(values))[:80]
     return folder / f"{readable}-{hashlib.sha256(canonical.encode()).hexdigest()[:16]}{suffix}"
 
 
@@ -146,14 +147,16 @@ def decode_result(content: bytes) -> tuple[dict[str, Any], pd.DataFrame]:
         raise ValueError("the content is not what its checksum says")
     second, _, rows = body.partition(b"\n")
     about = json.loads(second.removeprefix(b"# "))
-    table = pd.read_csv(
-        io.BytesIO(rows),
-        dtype=about["types"],
-        float_precision="round_trip",  # the same floats to the last digit
-        keep_default_na=False,  # "none" and "NA" are names
-        na_values=[""],
-    )
-    return about["parameters"], table
+    cells = pd.read_csv(io.BytesIO(rows), dtype=object, keep_default_na=False)
+    columns = {name: _typed(cells[name], dtype) for name, dtype in about["types"].items()}
+    return about["parameters"], pd.DataFrame(columns)
+
+
+def _typed(cells: Iterable[str], dtype: str) -> pd.Series:
+    """Returns a column; Python reads floats to the last digit, which not every pandas does."""
+    parsers: dict[str, Callable[[str], Any]] = {"f": float, "i": int, "u": int, "b": "True".__eq__}
+    parse = parsers.get(pandas_dtype(dtype).kind, str)
+    return pd.Series([None if cell == "" else parse(cell) for cell in cells], dtype=dtype)
 
 
 def write_whole(path: Path, content: bytes) -> None:
