@@ -57,7 +57,7 @@ def experiment(
     store: str | os.PathLike[str] | None = None,
     threads: int | None = 1,
     points_per_task: int = 1,
-    in_flight: int = 100,
+    in_flight: int = 32,
     progress: bool = True,
 ) -> pd.DataFrame:
     """Returns what is left of every network at every sparsity, with and without fine-tuning.
@@ -94,7 +94,8 @@ def experiment(
         threads: What each worker computes with; `None` leaves it as it is.
         points_per_task: Points of one network that travel together. More of them save
             sending the network, and a kill costs more.
-        in_flight: Tasks handed to the executor at a time; at least two a worker.
+        in_flight: Tasks handed to the executor at a time, each with its network; give two for
+            each worker or more.
         progress: Whether to show a progress bar on standard output.
 
     Returns:

@@ -13,8 +13,8 @@ import json
 import os
 import platform
 import re
-import tempfile
 import time
+import uuid
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -161,15 +161,15 @@ def _typed(cells: Iterable[str], dtype: str) -> pd.Series:
 
 def write_whole(path: Path, content: bytes) -> None:
     """Writes a file so that nobody ever sees a part of it under its name."""
-    handle, name = tempfile.mkstemp(suffix=_UNFINISHED, dir=path.parent)
+    unfinished = path.with_name(f"{uuid.uuid4().hex}{_UNFINISHED}")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with unfinished.open("xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())  # or a power cut could leave an empty file of this name
-        os.replace(name, path)
+        os.replace(unfinished, path)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
         raise
 
 

@@ -34,6 +34,12 @@ def test_a_result_is_read_back_to_the_last_digit_and_type(tmp_path):
     pd.testing.assert_frame_equal(table, TABLE, check_exact=True)
 
 
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no such permissions")
+def test_others_may_read_a_result_if_they_may_read_new_files(tmp_path):
+    (tmp_path / "new").touch()
+    assert write(tmp_path).stat().st_mode == (tmp_path / "new").stat().st_mode
+
+
 def test_a_task_without_a_file_is_not_finished(tmp_path):
     assert store.read_result(store.task_path(tmp_path, TASK), TASK) is None
 
