@@ -3,7 +3,7 @@
     TFDS_DATA_DIR=... python benchmarks/five_seeds.py
     python benchmarks/five_seeds.py --draw  # the figure and the table again, from the CSV file
 
-Needs `pip install distributed`. Takes about 40 minutes on two cores. Each finished point is kept in
+Needs `pip install distributed`. Takes about an hour on two cores. Each finished point is kept in
 results/five_seeds/: a run that was stopped goes on from there. Writes images/five_seeds.csv, a row
 a point, and images/five_seeds.png, and prints the README's table.
 """
@@ -27,7 +27,7 @@ from keras_pruning.sweep import METHODS  # noqa: E402
 
 SEEDS = range(5)
 FINE_TUNED = (0.5, 0.8, 0.9, 0.95, 0.99)  # sparsities; each costs one epoch of training
-SHOWN = (0.5, 0.8, 0.9, 0.95, 0.99)
+FROM_SCRATCH = (0.5, 0.8, 0.9, 0.95)  # networks with as few units, never pruned
 TITLES = {"mnist": "MNIST", "fashion_mnist": "Fashion-MNIST"}
 CSV = ROOT / "images" / "five_seeds.csv"
 
@@ -52,6 +52,30 @@ def train(x: Any, y: Any, *, seed: int) -> Any:
     return network
 
 
+def _train_small(x: Any, y: Any, seed: int, sparsity: float) -> Any:
+    """The control: as many units as pruning leaves, and as many epochs in all."""
+    units = [round((1 - sparsity) * count) for count in (1000, 1000, 500, 200)]
+    network = pu.build_dense_network(x.shape[1:], units=units, seed=seed)
+    pu.train(network, _dataset(x, y), epochs=6, seed=seed, verbose=False)
+    return network
+
+
+def small_50(x: Any, y: Any, *, seed: int) -> Any:
+    return _train_small(x, y, seed, 0.5)
+
+
+def small_80(x: Any, y: Any, *, seed: int) -> Any:
+    return _train_small(x, y, seed, 0.8)
+
+
+def small_90(x: Any, y: Any, *, seed: int) -> Any:
+    return _train_small(x, y, seed, 0.9)
+
+
+def small_95(x: Any, y: Any, *, seed: int) -> Any:
+    return _train_small(x, y, seed, 0.95)
+
+
 def one_epoch(model: Any, x: Any, y: Any, *, seed: int) -> None:
     """As the notebook's section on getting the accuracy back."""
     pu.train(model, _dataset(x, y), epochs=1, learning_rate=5e-3, seed=seed, verbose=False)
@@ -67,47 +91,60 @@ def run() -> pd.DataFrame:
 
     common: dict[str, Any] = {
         "data": {name: f"five_seeds:{name}" for name in TITLES},
-        "networks": {"dense": "five_seeds:train"},
         "seeds": SEEDS,
-        "methods": METHODS,
         "store": ROOT / "results" / "five_seeds",
     }
+    dense = {"dense": "five_seeds:train"}
+    tuned = {"one epoch": "five_seeds:one_epoch"}
+    small = {f"small_{100 * s:.0f}": f"five_seeds:small_{100 * s:.0f}" for s in FROM_SCRATCH}
     with Client(threads_per_worker=1, dashboard_address=":0") as client:
-        common["executor"] = client.get_executor()
-        one_shot = kp.experiment(**common)
-        tuned = kp.experiment(
-            **common, sparsities=FINE_TUNED, fine_tuning={"one epoch": "five_seeds:one_epoch"}
-        )
-    return pd.concat([one_shot, tuned], ignore_index=True)
+        common |= {"executor": client.get_executor(), "methods": METHODS}
+        tables = [
+            kp.experiment(**common, networks=dense),
+            kp.experiment(**common, networks=dense, sparsities=FINE_TUNED, fine_tuning=tuned),
+        ]
+        common |= {"methods": ["units"], "sparsities": [0]}
+        scratch = kp.experiment(**common, networks=small)
+    shares = dict(zip(small, FROM_SCRATCH, strict=True))
+    scratch["sparsity"] = scratch["network"].map(shares)
+    return pd.concat([*tables, scratch.assign(method="from_scratch")], ignore_index=True)
+
+
+def read_table() -> pd.DataFrame:
+    return pd.read_csv(CSV, keep_default_na=False)  # "none" is a name
 
 
 def draw(table: pd.DataFrame) -> plt.Figure:
-    """One row of panels a way of training, one column a data set; bands over the seeds."""
+    """A row of panels before and one after fine-tuning, a column a data set, bands over seeds."""
     figure = plt.figure(figsize=(8.7, 8.4), layout="constrained")
-    ways = {"none": "pruned, not trained on", "one epoch": "pruned, then one epoch of training"}
-    for part, (way, title) in zip(figure.subfigures(2, 1), ways.items(), strict=True):
+    is_tuned = table["fine_tuning"] == "one epoch"
+    is_control = table["method"] == "from_scratch"
+    rows = {
+        "Pruned, not trained on": ~is_tuned & ~is_control,
+        "Pruned, then one epoch of training": is_tuned | is_control | (table["sparsity"] == 0),
+    }
+    for part, (title, chosen) in zip(figure.subfigures(2, 1), rows.items(), strict=True):
         part.suptitle(title)
-        dense = table[table["sparsity"] == 0]  # the grey line of every panel
-        of_way = pd.concat([dense, table[(table["fine_tuning"] == way) & (table["sparsity"] > 0)]])
-        panels = {title: of_way[of_way["data"] == name] for name, title in TITLES.items()}
+        shown = table[chosen]
+        panels = {title: shown[shown["data"] == name] for name, title in TITLES.items()}
         pu.plot_accuracy_panels(panels, figure=part, chance=0.1)
     return figure
 
 
 def markdown(table: pd.DataFrame) -> str:
-    """Median, smallest and largest accuracy over the seeds, in percent."""
+    """Median, smallest and largest accuracy after fine-tuning and of the control, in percent."""
     lines = [
-        "| data set | method | trained on | " + " | ".join(f"{s:.0%}" for s in SHOWN) + " |",
-        "|---" * (3 + len(SHOWN)) + "|",
+        "| data set | method | " + " | ".join(f"{s:.0%}" for s in FINE_TUNED) + " |",
+        "|---" * (2 + len(FINE_TUNED)) + "|",
     ]
-    for (data, method, way), part in table.groupby(["data", "method", "fine_tuning"], sort=False):
+    last = table[(table["fine_tuning"] == "one epoch") | (table["method"] == "from_scratch")]
+    for (data, method), part in last.groupby(["data", "method"], sort=False):
         cells = []
-        for sparsity in SHOWN:
+        for sparsity in FINE_TUNED:
             percent = 100 * part.loc[part["sparsity"] == sparsity, "accuracy"]
             low, high = percent.min(), percent.max()
-            cells.append(f"{percent.median():.1f} ({low:.1f}–{high:.1f})")
-        name = method.replace("_", " ")
-        lines.append(f"| {TITLES[data]} | {name} | {way} | " + " | ".join(cells) + " |")
+            cells.append(f"{percent.median():.1f} ({low:.1f}–{high:.1f})" if len(percent) else "")
+        lines.append(f"| {TITLES[data]} | {method.replace('_', ' ')} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -116,7 +153,7 @@ def main() -> None:
     parser.add_argument("--draw", action="store_true", help="draw from the CSV file, run nothing")
     if not parser.parse_args().draw:
         run().to_csv(CSV, index=False)
-    table = pd.read_csv(CSV, keep_default_na=False)  # "none" is a name
+    table = read_table()
     draw(table).savefig(CSV.with_suffix(".png"), dpi=150)
     print(markdown(table))
 

@@ -54,9 +54,10 @@ _METHOD_STYLES: dict[str, dict[str, Any]] = {
     "units": {"color": _VERMILLION, "marker": "s", "linestyle": "-"},
     "random_weights": {"color": _SKY, "marker": "o", "linestyle": "--", "markerfacecolor": "w"},
     "random_units": {"color": _ORANGE, "marker": "s", "linestyle": "--", "markerfacecolor": "w"},
+    "from_scratch": {"color": "#009E73", "marker": "^", "linestyle": ":"},
 }
 _SPARE_STYLES: tuple[dict[str, Any], ...] = (
-    {"color": "#009E73", "marker": "^", "linestyle": "-"},
+    {"color": "#117733", "marker": "P", "linestyle": "-"},
     {"color": "#CC79A7", "marker": "D", "linestyle": "-."},
     {"color": "#555555", "marker": "v", "linestyle": ":"},
 )
@@ -65,6 +66,7 @@ _METHOD_LABELS = {
     "units": "smallest units\nremoved",
     "random_weights": "random weights\n(control)",
     "random_units": "random units\n(control)",
+    "from_scratch": "as few units,\nfrom scratch (control)",
 }
 
 _SPEED_TICKS = [number * 10.0**power for power in range(-2, 4) for number in (1, 2, 5)]

@@ -3,6 +3,7 @@
 Nothing is fetched: addresses are checked for their form, files for being there.
 """
 
+import importlib
 import re
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -261,3 +262,14 @@ def test_bad_text_is_found(text, problem, folder):
 
 def test_commands_are_read_from_fenced_blocks_only():
     assert fenced_lines("a\n```bash\nb && c\n```\nd\n") == ["b && c"]
+
+
+# ---- numbers
+
+
+def test_the_readmes_table_of_five_seeds_is_that_of_the_csv_file(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    five_seeds = importlib.import_module("five_seeds")
+    table = five_seeds.markdown(five_seeds.read_table())
+    assert table in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(table.splitlines()) == 2 + 2 * 5  # a header; four methods and a control
