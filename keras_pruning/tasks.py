@@ -176,7 +176,8 @@ def _run(conditions: _Conditions, function: Callable[..., Any], arguments: tuple
 
 def _in_short(table: pd.DataFrame) -> str:
     row = table.iloc[-1]
-    words = [str(row[name]) for name in ("data", "network", "seed", "method") if name in row]
+    names = [name for name in ("data", "network", "seed", "method") if name in row]
+    words = [str(row[name]) for name in names if not pd.isna(row[name])]
     if "sparsity" in row:
         words.append(f"{row['sparsity']:.0%}")
     if "accuracy" in row:

@@ -1,0 +1,293 @@
+"""The command line: what it prints and writes, and how it ends."""
+
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pandas as pd
+import pytest
+import tiny_study
+
+import keras_pruning as kp
+from keras_pruning import __main__ as command_line
+from keras_pruning.__main__ import main
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """A trained model and its test data, as a user has them."""
+    folder = tmp_path_factory.mktemp("study")
+    (x, y), (x_test, y_test) = tiny_study.blobs()
+    keras.utils.set_random_seed(0)
+    model = tiny_study.train(x, y, seed=0)
+    model.save(folder / "model.keras")
+    np.savez(folder / "test.npz", x=x_test, y=y_test)
+    return folder, model, x_test, y_test
+
+
+@pytest.fixture
+def files(study, tmp_path, monkeypatch):
+    """The current folder, with model.keras and test.npz in it."""
+    for path in study[0].iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+SWEEP = ["sweep", "model.keras", "--data", "test.npz", "--sparsities", "0", "0.5", "0.9"]
+PRUNE = ["prune", "model.keras", "--method", "units", "--sparsity", "0.5", "-o", "out.keras"]
+
+
+def error_of(arguments, capsys, code=2):
+    assert main(arguments) == code
+    return capsys.readouterr().err
+
+
+# ---- what the commands do
+
+
+def test_sweep_writes_and_prints_the_table_of_sparsity_sweep(files, study, capsys):
+    _, model, x, y = study
+    options = ["--methods", "units", "random_weights", "--repeats", "2", "--seed", "3"]
+    assert main([*SWEEP, *options, "-o", "table.csv"]) == 0
+    expected = kp.sparsity_sweep(
+        model,
+        x,
+        y,
+        methods=["units", "random_weights"],
+        sparsities=(0, 0.5, 0.9),
+        repeats=2,
+        seed=3,
+        progress=False,
+    )
+    assert (files / "table.csv").read_text() == expected.to_csv(index=False)
+    printed = capsys.readouterr().out.splitlines()
+    assert len(printed) == 1 + len(expected)
+    assert printed[0].split() == list(expected)
+
+
+@pytest.mark.slow
+def test_sweep_on_processes_gives_the_same_table(files):
+    assert main([*SWEEP, "-o", "here.csv"]) == 0
+    assert main([*SWEEP, "-o", "there.csv", "--workers", "2"]) == 0
+    assert (files / "there.csv").read_bytes() == (files / "here.csv").read_bytes()
+
+
+@pytest.mark.slow
+def test_sweep_on_a_dask_scheduler_gives_the_same_table(files):
+    distributed = pytest.importorskip("distributed")
+    assert main([*SWEEP, "-o", "here.csv"]) == 0
+    with distributed.LocalCluster(
+        n_workers=1, threads_per_worker=1, dashboard_address=":0"
+    ) as cluster:
+        there = [*SWEEP, "-o", "there.csv", "--scheduler", cluster.scheduler_address]
+        assert main(there) == 0
+    assert (files / "there.csv").read_bytes() == (files / "here.csv").read_bytes()
+
+
+def test_sweep_keeps_its_points_in_a_store(files):
+    assert main([*SWEEP, "--store", "results"]) == 0
+    assert len(kp.load_results(files / "results")) == 9
+
+
+@pytest.mark.parametrize("method, expected", [("weights", 692), ("units", 668)])
+def test_prune_writes_the_pruned_model(files, study, capsys, method, expected):
+    arguments = [method if word == "units" else word for word in PRUNE]
+    assert main(arguments) == 0
+    prune = kp.prune_weights if method == "weights" else kp.prune_units
+    written = keras.saving.load_model(files / "out.keras")
+    for array, other in zip(written.get_weights(), prune(study[1], 0.5).get_weights(), strict=True):
+        np.testing.assert_array_equal(array, other)
+    assert f"out.keras: 1,268 parameters, {expected:,} of them not zero" in capsys.readouterr().out
+
+
+def test_prune_shrinks_if_asked(files, study, capsys):
+    assert main([*PRUNE, "--shrink"]) == 0
+    written = keras.saving.load_model(files / "out.keras")
+    x = study[2]
+    expected = kp.prune_units(study[1], 0.5).predict(x, verbose=0)
+    np.testing.assert_allclose(written.predict(x, verbose=0), expected, rtol=1e-4, atol=1e-5)
+    assert written.count_params() == 508
+    assert "out.keras: 508 parameters" in capsys.readouterr().out
+
+
+def test_prune_takes_layers(files, study):
+    name = study[1].layers[1].name
+    assert main([*PRUNE, "--layers", name]) == 0
+    table = kp.summary(keras.saving.load_model(files / "out.keras"))
+    assert table["zero_units"].tolist() == [0, 8, 0]
+
+
+def test_summary_prints_a_row_a_layer(files, study, capsys):
+    assert main(["summary", "model.keras", "-o", "layers.csv"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in printed] == ["layer", *(x.name for x in study[1].layers)]
+    assert pd.read_csv(files / "layers.csv")["weights"].tolist() == [640, 512, 64]
+
+
+def test_measure_puts_models_side_by_side(files, study, capsys):
+    assert main([*PRUNE, "--shrink"]) == 0
+    capsys.readouterr()
+    measured = ["measure", "model.keras", "out.keras", "--data", "test.npz", "--batch-sizes", "8"]
+    assert main(measured) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["model", "model.keras", "out.keras"]
+    rows = {line.split()[0]: line.split()[1:] for line in lines[1:]}
+    accuracy = study[1].evaluate(*study[2:], verbose=0, return_dict=True)["accuracy"]
+    assert float(rows["accuracy"][0]) == pytest.approx(accuracy, abs=1e-3)
+    assert rows["parameters"] == ["1,268", "508"]
+    assert float(rows["batch_8_ms"][1]) > 0
+
+
+def test_measure_without_data_takes_random_inputs_and_says_so(files, capsys):
+    assert main(["measure", "model.keras", "--batch-sizes", "1"]) == 0
+    shown = capsys.readouterr()
+    assert "256 random inputs, no accuracy" in shown.err
+    assert "accuracy" in shown.out and "batch_1_ms" in shown.out
+
+
+def test_inputs_take_the_model_s_shape_where_axes_of_one_differ(files, study, capsys):
+    _, _, x, y = study
+    np.savez(files / "test.npz", x_test=x[:, :, None], y_test=y)
+    assert main([*SWEEP, "-o", "axis.csv"]) == 0
+    np.savez(files / "test.npz", x=x, y=y)
+    assert main([*SWEEP, "-o", "plain.csv"]) == 0
+    assert (files / "axis.csv").read_bytes() == (files / "plain.csv").read_bytes()
+
+
+# ---- nothing is overwritten
+
+
+@pytest.mark.parametrize("arguments", [PRUNE, [*SWEEP, "-o", "out.keras"]], ids=["prune", "sweep"])
+def test_an_existing_file_is_kept_without_force(files, capsys, arguments):
+    (files / "out.keras").write_text("precious")
+    assert "'out.keras' exists. Give another name, or --force" in error_of(arguments, capsys)
+    assert (files / "out.keras").read_text() == "precious"
+    assert main([*arguments, "--force"]) == 0
+    assert (files / "out.keras").read_bytes() != b"precious"
+
+
+def test_the_input_is_not_overwritten_either(files, capsys):
+    before = (files / "model.keras").read_bytes()
+    assert "exists" in error_of([*PRUNE[:-1], "model.keras"], capsys)
+    assert (files / "model.keras").read_bytes() == before
+
+
+# ---- how it ends
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["summary", "none.keras"], "There is no file 'none.keras'"),
+        (["summary", "test.npz"], "'test.npz' cannot be loaded"),
+        (["summary", "text.keras"], "'text.keras' is no .keras file: model.save"),
+        ([*SWEEP[:3], "none.npz"], "There is no file 'none.npz'"),
+        ([*SWEEP[:3], "text.npz"], "'text.npz' is no .npz file of arrays"),
+        ([*SWEEP[:3], "other.npz"], "must hold the arrays x and y, or x_test and y_test. It holds"),
+        ([*SWEEP[:3], "wide.npz"], r"have the shape (30,), the model takes (20,)"),
+        ([*SWEEP[:3], "short.npz"], "the same number of examples"),
+        ([*SWEEP, "--sparsities", "50"], "sparsity"),
+        ([*SWEEP, "--workers", "0"], "count must be a whole number from 1"),
+        ([*SWEEP, "-o", "none/table.csv"], "There is no folder 'none' for 'table.csv'"),
+        ([*PRUNE, "--layers", "no_such"], "no_such"),
+        ([*PRUNE[:-1], "out.h5"], "must end in .keras"),
+    ],
+)
+def test_what_cannot_be_used_is_named(files, study, capsys, arguments, message):
+    _, _, x, y = study
+    (files / "text.keras").write_text("text")
+    (files / "text.npz").write_text("text")
+    np.savez(files / "other.npz", a=x)
+    np.savez(files / "wide.npz", x=np.ones((5, 30)), y=np.ones(5))
+    np.savez(files / "short.npz", x=x, y=y[:-1])
+    error = error_of(arguments, capsys)
+    assert error.splitlines()[-1].startswith("keras_pruning: error: ")
+    assert message in error and "Traceback" not in error
+
+
+def test_pickled_arrays_are_refused(files, capsys):
+    np.savez(files / "test.npz", x=np.array([{}]), y=np.ones(1))
+    assert "is no .npz file of arrays" in error_of(SWEEP, capsys)
+
+
+def test_a_model_that_is_not_compiled_is_told_what_to_do(files, capsys):
+    keras.Sequential([keras.Input((20,)), keras.layers.Dense(4)]).save(files / "model.keras")
+    assert "Call model.compile(...) first" in error_of(SWEEP, capsys)
+
+
+def test_a_scheduler_that_does_not_answer_is_named(files, capsys, monkeypatch):
+    pytest.importorskip("distributed")
+    monkeypatch.setattr(command_line, "_CONNECT_SECONDS", 1)
+    error = error_of([*SWEEP, "--scheduler", "tcp://127.0.0.1:9"], capsys)
+    assert "No Dask scheduler answers at 'tcp://127.0.0.1:9'" in error
+
+
+@pytest.mark.parametrize("package", ["distributed", "tensorflow_datasets"])
+def test_a_package_that_is_missing_is_named(files, capsys, monkeypatch, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    arguments = {
+        "distributed": [*SWEEP, "--scheduler", "tcp://127.0.0.1:9"],
+        "tensorflow_datasets": [*SWEEP[:3], "mnist"],
+    }[package]
+    assert f"pip install {package.replace('_', '-')}" in error_of(arguments, capsys)
+
+
+def test_a_data_set_that_is_not_prepared_is_named(files, capsys):
+    pytest.importorskip("tensorflow_datasets")
+    error = error_of([*SWEEP[:3], "no_such_data"], capsys)
+    assert "has prepared no data set 'no_such_data'" in error and "tfds.load(" in error
+
+
+def test_a_failure_of_the_work_is_exit_code_1(files, capsys, monkeypatch):
+    def full(path, content):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(command_line, "write_whole", full)
+    assert "failed: OSError: [Errno 28] No space left" in error_of(PRUNE, capsys, code=1)
+
+
+def test_ctrl_c_is_exit_code_130_and_tells_how_far_it_came(files, capsys, monkeypatch):
+    sweep = sys.modules["keras_pruning.sweep"]
+    rows, measured_row = [], sweep.measured_row
+
+    def stop_at_the_third(*arguments):
+        rows.append(arguments)
+        if len(rows) == 3:
+            raise KeyboardInterrupt
+        return measured_row(*arguments)
+
+    monkeypatch.setattr(sweep, "measured_row", stop_at_the_third)
+    error = error_of([*SWEEP, "--store", "results"], capsys, code=130)
+    assert "keras_pruning: stopped." in error
+    assert "2 of 9 results are finished and kept in 'results'. The same call goes on" in error
+    assert main([*SWEEP, "--store", "results"]) == 0
+    assert len(rows) == 3 + 7
+
+
+def test_a_wrong_word_is_exit_code_2(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["prun"])
+    assert ended.value.code == 2
+    assert "invalid choice: 'prun'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [[], ["sweep"], ["prune"], ["summary"], ["measure"]])
+def test_help_has_examples(command, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([*command, "--help"])
+    assert ended.value.code == 0
+    assert "examples:\n  python -m keras_pruning " in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_module_runs_as_a_program(root):
+    ran = subprocess.run(
+        [sys.executable, "-m", "keras_pruning", "summary", "none.keras"],
+        capture_output=True,
+        text=True,
+        cwd=root,
+    )
+    assert ran.returncode == 2 and ran.stdout == ""
+    assert "keras_pruning: error: There is no file 'none.keras'" in ran.stderr
