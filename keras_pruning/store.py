@@ -105,7 +105,8 @@ def task_path(folder: Path, parameters: Parameters, suffix: str = _SUFFIX) -> Pa
     """
     canonical = _to_json(parameters)
     values = (str(value) for value in parameters.values() if isinstance(value, str | int | float))
-    readable = re.sub(r"[^A-Za-z0-9._]+", "-", "-".join(values))[:80]
+    words = (value for value in values if ":" not in value)  # no names of functions
+    readable = re.sub(r"[^A-Za-z0-9._]+", "-", "-".join(words))[:80]
     return folder / f"{readable}-{hashlib.sha256(canonical.encode()).hexdigest()[:16]}{suffix}"
 
 
