@@ -16,12 +16,14 @@ import keras
 import pandas as pd
 
 from keras_pruning.finetune import keep_zeros
+from keras_pruning.graph import kernel_layers
 from keras_pruning.masks import check_sparsity
 from keras_pruning.prune import Scope
 from keras_pruning.store import open_store, set_aside, task_path, write_whole
 from keras_pruning.sweep import (
     METHODS,
     SPARSITIES,
+    Weights,
     check_data,
     check_methods,
     evaluator,
@@ -252,7 +254,8 @@ def _measure_point(network: Payload, training: _Training, point: _Point) -> pd.D
         keras.utils.set_random_seed(training.seed)
         with keep_zeros(pruned):
             _function(point.tune)(pruned, x, y, seed=training.seed)
-        weights = pruned.get_weights()
+        before, weights = weights, pruned.get_weights()
+        _check_zeros(model, before, weights, point)
     row = {
         "data": training.data,
         "network": training.network,
@@ -263,6 +266,17 @@ def _measure_point(network: Payload, training: _Training, point: _Point) -> pd.D
     }
     row |= measured_row(model, weights, evaluate(weights), point.method, None)
     return pd.DataFrame([row])
+
+
+def _check_zeros(model: keras.Model, before: Weights, after: Weights, point: _Point) -> None:
+    """Raises an error if a kernel has got back a weight that was pruned."""
+    kernels = {id(kernel) for entry in kernel_layers(model) for kernel in entry.kernels}
+    for variable, old, new in zip(model.weights, before, after, strict=True):
+        if id(variable) in kernels and (new[old == 0] != 0).any():
+            raise RuntimeError(
+                f"'{point.fine_tuning}' gave pruned weights of '{variable.path}' a new value. It "
+                "must train the model that it is given by fit or train_on_batch."
+            )
 
 
 @functools.lru_cache(maxsize=1)

@@ -84,10 +84,10 @@ def keep_zeros(model: keras.Model) -> Iterator[keras.Model]:
     """Keeps the pruned weights of a model at zero in all training inside the `with` block.
 
     As `KeepZeros`, for `fit`, `train_on_batch` and loops that call the optimizer, and
-    closed in every case, also by an error or Ctrl-C.
+    closed in every case, also by an error or Ctrl-C. The model may be compiled anew inside.
 
     Args:
-        model: A built and compiled Keras model. Compile it before, not inside the block.
+        model: A built and compiled Keras model.
 
     Raises:
         TypeError: If `model` is not a Keras model.
@@ -105,9 +105,19 @@ def keep_zeros(model: keras.Model) -> Iterator[keras.Model]:
     array([False,  True, False,  True])
     """
     release = _hold(model, until_next_fit=False)
+    compile_model = model.compile
+
+    def compile_and_hold(*args: Any, **kwargs: Any) -> None:
+        nonlocal release
+        release()
+        compile_model(*args, **kwargs)
+        release = _hold(model, until_next_fit=False)
+
+    model.compile = compile_and_hold
     try:
         yield model
     finally:
+        del model.compile
         release()
 
 

@@ -109,6 +109,18 @@ def test_fine_tuning_helps_and_zeros_stay(table):
     assert (weights["sparsity_measured"].round(2) == 0.9).all()
 
 
+def test_zeros_stay_where_fine_tuning_compiles_the_model_anew():
+    found = kp.experiment(**SHORT | {"fine_tuning": {"anew": "tiny_study:compiled_anew"}})
+    plain = kp.experiment(**SHORT)
+    assert found["sparsity_measured"].tolist() == plain["sparsity_measured"].tolist()
+    assert found["loss"].iloc[-1] < plain["loss"].iloc[-1]
+
+
+def test_pruned_weights_that_come_back_are_an_error():
+    with pytest.raises(RuntimeError, match="'all' gave pruned weights of .*kernel' a new value"):
+        kp.experiment(**SHORT | {"fine_tuning": {"all": "tiny_study:overwrite"}})
+
+
 def test_functions_of_this_process_do_without_a_name():
     def load():
         return tiny_study.blobs()

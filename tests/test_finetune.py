@@ -342,6 +342,19 @@ def test_the_with_block_holds_through_several_fits_and_single_batches():
     assert is_plain(pruned)
 
 
+def test_the_with_block_holds_through_a_compile():
+    pruned = kp.prune_weights(compiled(network()), 0.7)
+    before, plain_compile = zeros(pruned), pruned.compile
+    with keep_zeros(pruned):
+        compiled(pruned)
+        pruned.fit(**batches(4))
+    assert zeros(pruned) == before
+    assert is_plain(pruned)
+    assert pruned.compile == plain_compile
+    pruned.fit(**batches(10))
+    assert sum(zeros(pruned)) < 100
+
+
 def test_the_with_block_holds_after_a_fit_broken_off():
     pruned = kp.prune_weights(compiled(network()), 0.7)
     before = zeros(pruned)
