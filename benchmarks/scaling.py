@@ -3,7 +3,8 @@
     TFDS_DATA_DIR=... python benchmarks/scaling.py
 
 Needs `pip install distributed` and two free cores. Trains eight networks, an experiment of eight
-seeds, on one and on two workers of one thread each, in turns, and hands out 1,000 empty tasks.
+seeds, on one and on two workers of one thread each, in turns; then hands out 1,000 tasks that do
+nothing, and 100 that bring a network along.
 """
 
 import argparse
@@ -31,8 +32,9 @@ from keras_pruning.tasks import Job, Results, run_jobs  # noqa: E402
 from keras_pruning.workers import find_function  # noqa: E402
 
 TRAININGS = 8
-IMAGES = 10_000  # of MNIST; a training of three epochs takes about ten seconds
+IMAGES = 20_000  # of MNIST; a training of three epochs takes about 15 seconds
 EMPTY_TASKS = 1_000
+NETWORK_BYTES = 9_576_227  # of the tutorial's network as a .keras file
 
 
 def images() -> tuple[tuple[Any, Any], tuple[Any, Any]]:
@@ -73,15 +75,14 @@ def train_all(executor: Executor, first_seed: int, count: int = TRAININGS) -> pd
     )
 
 
-def nothing(place: int) -> pd.DataFrame:
+def nothing(place: int, network: bytes) -> pd.DataFrame:
     return pd.DataFrame({"place": [place]})
 
 
-def hand_out(executor: Executor, store: str | None) -> None:
-    tasks = [{"place": place} for place in range(EMPTY_TASKS)]
-    results = Results(tasks, store, progress=False, label="")
+def hand_out(executor: Executor, store: str | None, network: bytes, count: int) -> None:
+    results = Results([{"place": n} for n in range(count)], store, progress=False, label="")
     function = find_function("scaling:nothing")  # that of the module, not of this script
-    jobs = [Job(function, (place,), partial(results.add, place)) for place in results.missing]
+    jobs = [Job(function, (n, network), partial(results.add, n)) for n in results.missing]
     run_jobs(jobs, results, executor=executor, threads=None)
 
 
@@ -100,16 +101,22 @@ def measure_efficiency(pools: dict[int, Executor], repeats: int) -> None:
 
 
 def measure_overhead(pools: dict[str, Executor], repeats: int) -> None:
+    network = bytes(NETWORK_BYTES)
+    cases = {  # whether there is a store, what travels with a task, how many tasks
+        "empty, results in memory": (False, b"", EMPTY_TASKS),
+        "empty, results in a store": (True, b"", EMPTY_TASKS),
+        "with a network of 9.6 MB each": (False, network, EMPTY_TASKS // 10),
+    }
     for name, pool in pools.items():
-        hand_out(pool, None)
-        for where in ("in memory", "in a store"):
+        hand_out(pool, None, b"", EMPTY_TASKS)
+        for case, (has_store, content, count) in cases.items():
             taken = []
             for _ in range(repeats):
                 with tempfile.TemporaryDirectory() as folder:
-                    store = folder if where == "in a store" else None
-                    taken.append(seconds(partial(hand_out, pool, store)) / EMPTY_TASKS)
+                    store = folder if has_store else None
+                    taken.append(seconds(partial(hand_out, pool, store, content, count)) / count)
             print(
-                f"  {name}, results {where}: {1000 * statistics.median(taken):.2f} ms a task "
+                f"  {name}, {count} tasks {case}: {1000 * statistics.median(taken):.2f} ms a task "
                 f"({1000 * min(taken):.2f} to {1000 * max(taken):.2f})"
             )
 
@@ -117,15 +124,18 @@ def measure_overhead(pools: dict[str, Executor], repeats: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=3)
-    repeats = parser.parse_args().repeats
-    kinds: dict[str, Callable[[int], Any]] = {"dask": dask, "processes": kp.local_processes}
-    for name, kind in kinds.items():
-        print(f"{name}: training")
+    parser.add_argument("--dask", action="store_true", help="train on a Dask cluster as well")
+    arguments = parser.parse_args()
+    kinds: dict[str, Callable[[int], Any]] = {"processes": kp.local_processes, "dask": dask}
+    for name in ("processes", "dask") if arguments.dask else ("processes",):
+        print(f"training, {name}", flush=True)
         with ExitStack() as stack:
-            measure_efficiency({n: stack.enter_context(kind(n)) for n in (1, 2)}, repeats)
-    print(f"{EMPTY_TASKS} empty tasks, two workers")
+            pools = {n: stack.enter_context(kinds[name](n)) for n in (1, 2)}
+            measure_efficiency(pools, arguments.repeats)
+    print("handing out, two workers", flush=True)
     with ExitStack() as stack:
-        measure_overhead({n: stack.enter_context(kind(2)) for n, kind in kinds.items()}, repeats)
+        both = {n: stack.enter_context(kind(2)) for n, kind in kinds.items()}
+        measure_overhead(both, arguments.repeats)
 
 
 if __name__ == "__main__":

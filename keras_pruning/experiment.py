@@ -175,7 +175,11 @@ def experiment(
             jobs.append(Job(_train, (training,), partial(keep, training)))
         else:
             jobs.extend(measure(training, content))
-    run_jobs(jobs, results, executor=executor, threads=threads, in_flight=in_flight)
+    try:
+        run_jobs(jobs, results, executor=executor, threads=threads, in_flight=in_flight)
+    finally:
+        for cached in (_prepared, _load):  # a worker keeps its last network and data, not we
+            cached.cache_clear()
     return results.table()
 
 

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from keras_pruning.dense_chain import read_dense_chain
-from keras_pruning.graph import copy_model, kernel_layers
+from keras_pruning.graph import copy_for_inference, kernel_layers
 from keras_pruning.masks import check_sparsity
 from keras_pruning.prune import (
     Scope,
@@ -136,7 +136,7 @@ class _Scratch:
 
     def __init__(self, model: keras.Model, x: npt.NDArray[Any], y: npt.NDArray[Any]) -> None:
         self._original = model.get_weights()
-        self._model = copy_model(model)
+        self._model = copy_for_inference(model)
         self._is_chain = read_dense_chain(self._model) is not None
         self._last: tuple[tuple[Any, ...], _Pruned] | None = None
         size = _affordable_size(self._outputs, x)
@@ -196,7 +196,7 @@ _PRUNERS: dict[Any, Callable[[keras.Model, float, Scope], None]] = {
 
 def _affordable_size(outputs: Callable[[npt.NDArray[Any]], FloatArray], x: npt.NDArray[Any]) -> int:
     """Returns how many examples are answered within the budget of seconds."""
-    few, many = x[:1], x[:_BATCH]
+    few, many = x[:2], x[:_BATCH]  # one alone would be prepared for another way of computing
     constant, seconds = (_least_seconds(outputs, part) for part in (few, many))
     per_example = max(seconds - constant, 0.0) / _BATCH
     affordable = [n for n in _SIZES if constant + n * per_example <= _BUDGET_SECONDS]

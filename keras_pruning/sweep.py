@@ -136,6 +136,8 @@ def sparsity_sweep(
         for sparsity in asked
         for repeat in range(1 if method in _WITHOUT_CHANCE else repeats)
     ]
+    if not points:
+        raise ValueError("There is nothing to do: methods or sparsities is empty.")
     travels = executor is not None or store is not None
     options = _Options(
         tuple((name, function_name(f) if travels and f else f) for name, f in functions.items()),
@@ -143,10 +145,11 @@ def sparsity_sweep(
         None if layers is None else tuple(layers),
         batch_size,
     )
-    identity = _identity(model, x, y, options) if store is not None else {}
-    results = Results(
-        [identity | asdict(point) for point in points], store, progress=progress, label="Sweep"
-    )
+    tasks: list[dict[str, Any]] = [asdict(point) for point in points]
+    if store is not None:
+        identity, names = _identity(model, x, y, options), dict(options.functions)
+        tasks = [identity | task | {"function": names[task["method"]]} for task in tasks]
+    results = Results(tasks, store, progress=progress, label="Sweep")
     if executor is None:
         measure = _point_measurer(model, x, y, options)
         jobs = [Job(measure, (points[i],), partial(results.add, i)) for i in results.missing]

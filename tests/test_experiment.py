@@ -74,6 +74,10 @@ def calls(monkeypatch):
 # ---- the table
 
 
+def test_nothing_is_kept_in_this_process(table):
+    assert study._prepared.cache_info().currsize == study._load.cache_info().currsize == 0
+
+
 def test_a_row_for_each_point_in_the_order_of_the_arguments(table):
     points = table[["data", "network", "seed", "method", "sparsity", "fine_tuning"]]
     assert points.to_numpy().tolist() == [
@@ -233,6 +237,13 @@ def test_another_sweep_has_other_files_in_the_same_store(tmp_path, change):
     kp.sparsity_sweep(model, x, y, **once)
     kp.sparsity_sweep(model, x, y, **once, **change)
     assert len(list(tmp_path.glob("*.csv"))) == 2
+
+
+def test_another_function_of_the_same_name_has_another_file(swept, tmp_path):
+    once = {"sparsities": [0.5], "progress": False, "store": tmp_path}
+    for function in (tiny_study.last_units, kp.prune_weights):
+        kp.sparsity_sweep(*swept, methods={"mine": function}, **once)
+    assert kp.load_results(tmp_path)["sparsity_measured"].tolist() == [0.5, 0.0]
 
 
 def test_load_results_gives_the_table(tmp_path, table):

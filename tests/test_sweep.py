@@ -209,3 +209,9 @@ def test_a_model_that_is_not_compiled_is_refused(data):
     model = keras.Sequential([keras.Input((8, 8, 1)), kl.Flatten(), kl.Dense(3), kl.Dense(2)])
     with pytest.raises(ValueError, match=r"not compiled.*model.compile"):
         kp.sparsity_sweep(model, *data)
+
+
+@pytest.mark.parametrize("nothing", [{"methods": []}, {"sparsities": []}])
+def test_a_sweep_of_no_points_is_refused(data, nothing):
+    with pytest.raises(ValueError, match="nothing to do"):
+        kp.sparsity_sweep(dense_network(), *data, **nothing)
