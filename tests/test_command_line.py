@@ -1,7 +1,10 @@
 """The command line: what it prints and writes, and how it ends."""
 
+import os
+import signal
 import subprocess
 import sys
+import time
 
 import keras
 import numpy as np
@@ -291,3 +294,28 @@ def test_the_module_runs_as_a_program(root):
     )
     assert ran.returncode == 2 and ran.stdout == ""
     assert "keras_pruning: error: There is no file 'none.keras'" in ran.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT to a group of processes")
+def test_a_real_ctrl_c_ends_the_workers_and_keeps_what_is_finished(files, root):
+    arguments = [*SWEEP, "--repeats", "2000", "--workers", "2", "--store", "results"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "keras_pruning", *arguments],
+        env=os.environ | {"PYTHONPATH": str(root)},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    ) as program:
+        while not list(files.glob("results/*.csv")):
+            assert program.poll() is None
+            time.sleep(0.1)
+        os.killpg(program.pid, signal.SIGINT)  # as a terminal does: workers get it too
+        error = program.communicate(timeout=60)[1]
+    assert program.returncode == 130
+    assert "keras_pruning: stopped." in error and "Traceback" not in error
+    finished = len(list(files.glob("results/*.csv")))
+    assert f"{finished} of 6006 results are finished and kept in 'results'" in error
+    with pytest.raises(ProcessLookupError):  # nobody is left of the group
+        os.killpg(program.pid, 0)
