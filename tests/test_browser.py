@@ -206,7 +206,8 @@ def prompts(page) -> list[str]:
 def ran(page, server, folder, report) -> dict[str, float]:
     """Run All Cells: seconds from opening JupyterLab to the accuracy figure and to the end."""
     notebook = nbformat.read(folder / NOTEBOOK.name, as_version=4)
-    [place] = [i for i, c in enumerate(notebook.cells) if "plot_accuracy_panels(" in c.source]
+    code = enumerate(notebook.cells)
+    place = next(i for i, cell in code if "plot_accuracy_panels(" in cell.source)
     wait_for(lambda: server.kernel_state() == "idle", START_SECONDS)
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
