@@ -18,7 +18,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from keras_pruning.store import encode_result, open_store, read_result, task_path, write_whole
-from keras_pruning.workers import limit_threads
+from keras_pruning.workers import compute_in_background, limit_threads
 
 __all__ = ["Job", "Results", "run_jobs"]
 
@@ -169,6 +169,7 @@ def _run(conditions: _Conditions, function: Callable[..., Any], arguments: tuple
                 f"This worker computes with {keras.backend.backend()}, the process that gives it "
                 f"tasks with {conditions.backend}. Set KERAS_BACKEND alike on both."
             )
+        compute_in_background()
         if conditions.threads is not None:
             limit_threads(conditions.threads)
     return function(*arguments)

@@ -8,6 +8,7 @@ import sys
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -18,7 +19,7 @@ import tiny_study
 
 import keras_pruning as kp
 from keras_pruning.store import decode_result
-from keras_pruning.tasks import _Conditions, _run
+from keras_pruning.tasks import _THIS_PROCESS, _Conditions, _run
 from keras_pruning.workers import model_from_bytes, model_to_bytes
 
 study = sys.modules["keras_pruning.experiment"]  # the package's name for it is the function's
@@ -191,6 +192,14 @@ def test_workers_compute_with_the_threads_asked_for(processes):
     if keras.backend.backend() == "jax":
         pytest.skip("JAX does not tell its number of threads")
     assert processes.submit(_backend_threads).result() == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "SCHED_BATCH"), reason="a policy of Linux")
+def test_tasks_elsewhere_are_batch_jobs(processes):
+    elsewhere = _Conditions("another process", keras.backend.backend(), threads=None)
+    policy = processes.submit(_run, elsewhere, os.sched_getscheduler, (0,)).result()
+    assert policy == os.SCHED_BATCH
+    assert _run(replace(elsewhere, process=_THIS_PROCESS), os.sched_getscheduler, (0,)) != policy
 
 
 def test_code_does_not_travel(processes):
