@@ -39,15 +39,23 @@ def _native_stderr_muted() -> Iterator[None]:
         os.close(kept)
 
 
-def _share_heap() -> None:
-    """Has all threads allocate from one heap: each of TensorFlow's would keep one, 30 MB in all."""
+def _set_up_heap() -> None:
+    """Has all threads allocate from one heap, which serves arrays of up to 4 MB again and again.
+
+    Each of TensorFlow's threads would keep a heap, 30 MB in all. And since its data sets from
+    Python generators ask for new pages for each array from 128 KB on, whatever computes with
+    NumPy after a training would be slower: a sweep takes twice as long.
+    """
     if sys.platform == "linux":
         with contextlib.suppress(AttributeError):  # a C library other than GNU's
-            ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
+            mallopt = ctypes.CDLL(None).mallopt
+            mallopt(_M_ARENA_MAX, 1)
+            mallopt(_M_MMAP_THRESHOLD, 4 * 2**20)
+            mallopt(_M_TRIM_THRESHOLD, 8 * 2**20)
 
 
-_M_ARENA_MAX = -8  # of malloc.h
-_share_heap()  # before there are threads
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # of malloc.h
+_set_up_heap()  # before there are threads
 with _native_stderr_muted():  # TensorFlow writes notes while it is imported, at any log level
     import keras
 
@@ -418,7 +426,7 @@ def train(
         epochs = max(_MIN_EPOCHS, math.ceil(_MIN_STEPS / steps))
     (epochs,) = _check_sizes("epochs", (epochs,))
 
-    gc.collect()  # models hold themselves in circles: an earlier one may still be in memory
+    _free_memory()
     keras.utils.set_random_seed(seed)
     _compile(network, keras.optimizers.schedules.CosineDecay(learning_rate, epochs * steps))
     progress = _Progress(data.title, epochs, steps, verbose=verbose)
@@ -426,7 +434,7 @@ def train(
     try:
         with _graphs_let_go():
             network.fit(
-                _Batches(data.x_train, data.y_train, batch_size, seed),
+                _as_fit_takes_it(_Batches(data.x_train, data.y_train, batch_size, seed)),
                 epochs=epochs,
                 shuffle=False,
                 callbacks=[*callbacks, progress],
@@ -464,7 +472,7 @@ def explore(network: keras.Model, data: Dataset, *, sparsity: float = 0.9) -> ip
     """
     _check_data(data)
     _check_image_shape(network, data)
-    gc.collect()  # as in `train`
+    _free_memory()
     return _panel.explore(
         network, data.x_test, data.y_test, data.class_names, sparsity=sparsity, title=data.title
     )
@@ -794,6 +802,14 @@ def _compile(
     )
 
 
+def _free_memory() -> None:
+    """Gives back the memory of models that nobody uses: they hold themselves in circles."""
+    gc.collect()
+    if sys.platform == "linux":
+        with contextlib.suppress(AttributeError):  # a C library other than GNU's
+            ctypes.CDLL(None).malloc_trim(0)
+
+
 @contextlib.contextmanager
 def _graphs_let_go() -> Iterator[None]:
     """Frees what TensorFlow would keep of a training for good: 38 MB for the tutorial's network.
@@ -815,6 +831,7 @@ def _graphs_let_go() -> Iterator[None]:
         for name in gradients.keys() - known:
             if name.startswith("CustomGradient-"):
                 del gradients[name]
+        _set_up_heap()  # TensorFlow has changed it
 
 
 class _Batches(keras.utils.PyDataset):
@@ -827,17 +844,36 @@ class _Batches(keras.utils.PyDataset):
         super().__init__()
         self._images, self._labels, self._batch_size = images, labels, batch_size
         self._random = np.random.default_rng(seed)
-        self._order = self._random.permutation(len(images))
 
     def __len__(self) -> int:
         return math.ceil(len(self._images) / self._batch_size)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        if index == 0:
+            self._order = self._random.permutation(len(self._images))
         chosen = self._order[index * self._batch_size : (index + 1) * self._batch_size]
         return self._images[chosen], self._labels[chosen]
 
-    def on_epoch_end(self) -> None:
-        self._order = self._random.permutation(len(self._images))
+
+def _as_fit_takes_it(batches: _Batches) -> Any:
+    """Returns the batches; on TensorFlow as a data set that it does not tune.
+
+    Its tuning thread may miss that an epoch has ended and sleep on while the training waits
+    for it: 5 seconds between two epochs of 6.
+    """
+    if keras.backend.backend() != "tensorflow":
+        return batches
+    import tensorflow as tf
+
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    signature = tuple(tf.TensorSpec((None, *array.shape[1:]), array.dtype) for array in batches[0])
+    return (
+        tf.data.Dataset.from_generator(batches.__iter__, output_signature=signature)
+        .apply(tf.data.experimental.assert_cardinality(len(batches)))
+        .prefetch(1)
+        .with_options(options)
+    )
 
 
 class _Progress(keras.callbacks.Callback):

@@ -202,13 +202,16 @@ def squeeze(x, chunk, segment, starts, indices, values):
         values: float32, written: the entries. One longer than they are, as is `indices`.
     """
     rows, columns = x.shape
-    place = starts[segment]
+    place = np.uint64(starts[segment])  # unsigned: as above
     for begin in range(0, max(columns, 1), chunk):
+        count = np.uint64(min(chunk, columns - begin))
         for row in range(rows):
-            for column in range(begin, min(begin + chunk, columns)):
-                indices[place] = column - begin  # overwritten where the entry is zero: no branch
-                values[place] = x[row, column]
-                place += x[row, column] != 0
+            part, first = x[row, begin:], place
+            for column in range(count):
+                indices[place] = column  # overwritten where the entry is zero: no branch
+                place += np.uint64(part[column] != 0)
+            for k in range(first, place):
+                values[k] = part[np.uint64(indices[k])]
             segment += 1
             starts[segment] = place
 

@@ -184,7 +184,7 @@ class _Costs:
 
 
 # What `_costs(256)` gave on a core with AVX2.
-_TYPICAL_COSTS = _Costs(dense=1.25e-11, weight=2.6e-11, border=8.2e-10, met=2.7e-11, input=2.2e-9)
+_TYPICAL_COSTS = _Costs(dense=1.25e-11, weight=2.6e-11, border=8.2e-10, met=2.7e-11, input=1.6e-9)
 
 
 @functools.lru_cache

@@ -667,11 +667,18 @@ def test_every_epoch_shows_each_image_once_in_a_new_order():
         np.testing.assert_array_equal(np.concatenate(labels), np.concatenate(images) % 3)
         return np.concatenate(images).tolist()
 
-    first = epoch()
-    batches.on_epoch_end()
-    second = epoch()
+    first, second = epoch(), epoch()
     assert sorted(first) == sorted(second) == numbers.tolist()
     assert len({tuple(first), tuple(second), tuple(numbers)}) == 3
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="a data set of TensorFlow's")
+def test_tensorflow_does_not_tune_the_batches():
+    numbers = np.arange(10)
+    dataset = pu._as_fit_takes_it(pu._Batches(numbers, numbers % 3, batch_size=4, seed=0))
+    assert dataset.options().autotune.enabled is False
+    assert len(dataset) == 3
+    assert [len(images) for images, _ in dataset] == [4, 4, 2]
 
 
 def test_training_is_repeated_by_its_seed(digits):
