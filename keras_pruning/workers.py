@@ -71,6 +71,9 @@ def local_processes(count: int, *, threads: int = 1) -> Iterator[ProcessPoolExec
     )
     before = set(multiprocessing.active_children())
     try:
+        with _ctrl_c_held():  # a new process inherits it, and is not interrupted as it starts
+            for _ in range(count):  # a task that finds no idle process starts one
+                pool.submit(os.getpid)
         yield pool
     except BaseException:
         for process in set(multiprocessing.active_children()) - before:
@@ -203,6 +206,19 @@ def model_from_bytes(content: bytes) -> keras.Model:
                 "keras.saving.register_keras_serializable, in a module that the workers import; "
                 f"Lambda layers cannot travel. Keras says: {error}"
             ) from error
+
+
+@contextlib.contextmanager
+def _ctrl_c_held() -> Iterator[None]:
+    """Lets this thread take Ctrl-C only afterwards, where the system can (not on Windows)."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _begin(threads: int) -> None:
