@@ -8,7 +8,6 @@ private names this takes (`_flatten_layers`, `_functional`, `_nodes_by_depth`,
 import copy
 import inspect
 import tempfile
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -41,6 +40,7 @@ _CONV = (kl.Conv1D, kl.Conv2D, kl.Conv3D, *_CONV_TRANSPOSE, *_SEPARABLE)
 _DEPTHWISE = (kl.DepthwiseConv1D, kl.DepthwiseConv2D)
 _WITH_UNITS = (kl.Dense, *_CONV)
 _WITH_KERNELS = (*_WITH_UNITS, *_DEPTHWISE, kl.RNN, kl.EinsumDense, kl.Embedding)
+_STATELESS = "sgd"  # an optimizer that keeps nothing of the size of the weights
 _KERNEL_NAMES = {
     "depthwise_kernel",
     "embeddings",
@@ -164,14 +164,14 @@ def copy_model(model: keras.Model) -> keras.Model:
         ValueError: If Keras cannot serialise the model; says why and what to do.
     """
     try:
-        # A Lambda layer's code is in this process already: nothing unsafe is loaded.
-        with keras.saving.custom_object_scope(_custom_objects(model)), warnings.catch_warnings():
-            if not model.compiled or model.optimizer.built:
+        with keras.saving.custom_object_scope(_custom_objects(model)):
+            compiled = model.get_compile_config() if model.compiled else None
+            if compiled is None or model.optimizer.built:
+                # A Lambda layer's code is in this process already: nothing unsafe is loaded.
                 return copy.deepcopy(model)
-            # Keras warns that it leaves out the state of an optimizer that has none yet.
-            warnings.filterwarnings("ignore", "Skipping variable loading for optimizer")
-            copied = copy.deepcopy(model)
-            # But it has built the copy's: Adam's two moments would triple the copy's memory.
+            # A deep copy is a file in memory, and its optimizer is built: nine times the weights.
+            copied = copy_for_inference(model)
+            copied.compile_from_config(compiled | {"optimizer": _STATELESS})
             config = keras.optimizers.serialize(model.optimizer)
             copied.optimizer = keras.optimizers.deserialize(config)
             copied._compile_config.config["optimizer"] = copied.optimizer
@@ -200,7 +200,7 @@ def compile_for_inference(model: keras.Model, source: keras.Model) -> None:
     with keras.saving.custom_object_scope(_custom_objects(source)):
         config = source.get_compile_config()
         if config is not None:
-            model.compile_from_config(config | {"optimizer": "sgd"})
+            model.compile_from_config(config | {"optimizer": _STATELESS})
 
 
 def model_config(model: keras.Model) -> dict[str, Any]:
