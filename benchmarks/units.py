@@ -28,7 +28,7 @@ from threadpoolctl import ThreadpoolController  # noqa: E402
 
 import keras_pruning as kp  # noqa: E402
 import pruning_utils as pu  # noqa: E402
-from keras_pruning.sparse_chain import count_cores  # noqa: E402
+from keras_pruning.threads import count_cores  # noqa: E402
 
 SPARSITY = 0.9
 BATCHES = (10_000, 1)

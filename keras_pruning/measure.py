@@ -20,7 +20,7 @@ import pandas as pd
 from keras_pruning.graph import compile_for_inference, copy_for_inference, kernel_layers
 from keras_pruning.operations import MultiplyAdds, count_multiply_adds, packs_weights
 from keras_pruning.sparse import SparseModel
-from keras_pruning.sparse_chain import count_cores
+from keras_pruning.threads import count_cores
 
 __all__ = ["Latency", "Measurement", "compare", "measure"]
 

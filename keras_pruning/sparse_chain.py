@@ -15,7 +15,6 @@ import importlib
 import os
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any, Literal
@@ -26,8 +25,9 @@ import numpy.typing as npt
 from keras import activations
 
 from keras_pruning.dense_chain import DenseStep, compact
+from keras_pruning.threads import check_threads, in_threads, one_blas_thread
 
-__all__ = ["SparseChain", "count_cores", "sparse_forward"]
+__all__ = ["SparseChain", "sparse_forward"]
 
 FloatArray = npt.NDArray[np.float32]
 Way = Literal["dense", "weights", "inputs"]
@@ -47,12 +47,6 @@ _CALIBRATION_ROWS = 256
 _TURNS = 7  # of a measurement
 # Windows counts a thread's own time in steps of 16 ms.
 _cpu_clock = time.perf_counter if os.name == "nt" else time.thread_time
-
-
-def count_cores() -> int:
-    """Returns how many processor cores this process may use."""
-    has_affinity = hasattr(os, "sched_getaffinity")  # missing on macOS and Windows
-    return len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
 
 
 def sparse_forward(
@@ -87,10 +81,11 @@ class SparseChain:
     def __init__(
         self, steps: list[DenseStep], n_threads: int | None, reproducible: bool = False
     ) -> None:
-        self.n_threads = _check_threads(n_threads)
+        self.n_threads = check_threads(n_threads)
         self._reproducible = reproducible
         self.steps = [_contiguous(step) for step in compact(steps)]
         self._counts = [int(np.count_nonzero(step.kernel)) for step in self.steps]
+        self._work = 0.0  # multiply-adds asked for until now
         self._densities: list[float] = []
         self._products: dict[tuple[Way, int, int], Product] = {}
         self._single_products: list[SingleProduct] = []
@@ -103,7 +98,7 @@ class SparseChain:
         share = len(x) if self._reproducible else -(-len(x) // self.n_threads)
         rows = min(max(share, 1), _ROWS)  # a task's
         tops = iter(range(0, len(x), rows))
-        with _blas().limit(limits=1):
+        with one_blas_thread():
             products = self._prepare(x, rows)
 
             def work() -> None:
@@ -113,8 +108,11 @@ class SparseChain:
                         block = product(block)
                     outputs[top : top + rows] = block
 
-            _in_threads(work, max(1, min(self.n_threads, -(-len(x) // rows))))
-        return outputs
+            # Keras starts threads of its own to compute other activations.
+            is_compiled = all(map(_is_fused, self.steps[:-1]))
+            n_threads = max(1, min(self.n_threads, -(-len(x) // rows)))
+            in_threads(work, n_threads, on_own_cores=is_compiled)
+        return _activate(self.steps[-1], outputs, is_rectified=True)
 
     def _forward_single(self, x: FloatArray) -> FloatArray:
         if not self._single_products:
@@ -140,7 +138,8 @@ class SparseChain:
         sizes = [step.kernel.size for step in self.steps]
         pairs = zip(self._counts, sizes, strict=True)
         is_full = all(count >= (1 - _LEAST_SPARSITY) * size for count, size in pairs)
-        if is_full and len(x) * sum(sizes) < _LITTLE_WORK:
+        self._work += len(x) * sum(sizes)
+        if is_full and self._work < _LITTLE_WORK:
             return ["dense"] * len(sizes)
         if not self._densities:
             self._densities = _input_densities(self.steps, x[:_PROBE_ROWS])
@@ -152,13 +151,15 @@ class SparseChain:
         return _cheapest(shapes, self._counts, self._densities, costs)
 
     def _product(self, way: Way, start: int, stop: int) -> Product:
-        """Returns the function of some steps, their activations included."""
+        """Returns the function of some steps, with their activations but that of the last."""
         key = way, start, stop
         if key not in self._products:
             steps = self.steps[start:stop]
             multiply = _PRODUCTS[way](steps)
-            last = steps[-1]
-            self._products[key] = lambda x: _activate(last, multiply(x), is_rectified=True)
+            if stop == len(self.steps):
+                self._products[key] = multiply
+            else:
+                self._products[key] = lambda x: _activate(steps[-1], multiply(x), is_rectified=True)
         return self._products[key]
 
 
@@ -183,8 +184,8 @@ class _Costs:
     input: float  # an input looked at, whether it is zero
 
 
-# What `_costs(256)` gave on a core with AVX2.
-_TYPICAL_COSTS = _Costs(dense=1.25e-11, weight=2.6e-11, border=8.2e-10, met=2.7e-11, input=1.6e-9)
+# What `_costs(256)` gave on a core of an AMD EPYC with AVX-512, BLAS held to one thread.
+_TYPICAL_COSTS = _Costs(dense=2.06e-11, weight=2.45e-11, border=7e-10, met=2.4e-11, input=8e-10)
 
 
 @functools.lru_cache
@@ -470,31 +471,6 @@ def _aligned(size: int) -> FloatArray:
     return room[start : start + 4 * size].view(np.float32)
 
 
-def _in_threads(work: Callable[[], None], n_threads: int) -> None:
-    """Runs `work` in this thread and `n_threads - 1` others."""
-    if n_threads == 1:
-        return work()
-    pool = _pool(n_threads - 1, os.getpid())
-    others = [pool.submit(work) for _ in range(n_threads - 1)]
-    work()
-    for other in others:
-        other.result()
-
-
-@functools.lru_cache
-def _blas() -> Any:
-    """Says how many threads the libraries of linear algebra take, NumPy's among them."""
-    from threadpoolctl import ThreadpoolController
-
-    return ThreadpoolController().select(user_api="blas")
-
-
-@functools.lru_cache
-def _pool(n_threads: int, process: int) -> ThreadPoolExecutor:
-    """The process's pool; a forked process inherits the object, but not its threads."""
-    return ThreadPoolExecutor(n_threads, thread_name_prefix="keras_pruning")
-
-
 @functools.lru_cache
 def _kernels() -> ModuleType | None:
     """The compiled loops, or `None` without numba."""
@@ -502,13 +478,3 @@ def _kernels() -> ModuleType | None:
         return importlib.import_module("keras_pruning._sparse_kernels")
     except ImportError:
         return None
-
-
-def _check_threads(n_threads: int | None) -> int:
-    if n_threads is None:
-        return count_cores()
-    if isinstance(n_threads, bool) or not isinstance(n_threads, int):
-        raise TypeError(f"n_threads must be a whole number. Received: {n_threads!r}")
-    if n_threads < 1:
-        raise ValueError(f"n_threads must be at least 1. Received: {n_threads}")
-    return n_threads
