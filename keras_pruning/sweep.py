@@ -19,6 +19,7 @@ from keras_pruning.dense_chain import read_dense_chain
 from keras_pruning.graph import copy_model, kernel_layers, loss_head, model_config
 from keras_pruning.masks import check_sparsity
 from keras_pruning.prune import (
+    Read,
     Scope,
     Score,
     prunable_layers,
@@ -203,6 +204,7 @@ def _point_measurer(
     """Returns a function that measures the model pruned as a point says."""
     evaluate = evaluator(model, x, y, options.batch_size)
     functions = dict(options.functions)
+    read = _reading_once()
     dense: dict[str, float] = {}
 
     def measure(point: _Point) -> pd.DataFrame:
@@ -216,6 +218,7 @@ def _point_measurer(
                 scope=options.scope,
                 layers=options.layers,
                 seed=point.seed or 0,
+                read=read,
             )
         else:
             function = find_function(function) if isinstance(function, str) else function
@@ -230,6 +233,18 @@ def _point_measurer(
         return pd.DataFrame([row]).astype({"seed": "Int64"})
 
     return measure
+
+
+def _reading_once() -> Read:
+    """Returns a function that reads each variable once: a model's copy takes as long as masks."""
+    known: dict[int, npt.NDArray[Any]] = {}
+
+    def read(variable: keras.Variable) -> npt.NDArray[Any]:
+        if id(variable) not in known:
+            known[id(variable)] = keras.ops.convert_to_numpy(variable)
+        return known[id(variable)]
+
+    return read
 
 
 def _payload(model: keras.Model, x: Any, y: Any) -> tuple[Payload, Payload]:
@@ -283,13 +298,15 @@ def prune_by_name(
     scope: Scope,
     layers: Sequence[str] | None,
     seed: int,
+    read: Read = keras.ops.convert_to_numpy,
 ) -> Weights:
     """Returns the weights of the model pruned by one of `METHODS`."""
     score: Score = "random" if method.startswith("random") else "magnitude"
     options: dict[str, Any] = {"scope": scope, "score": score, "layers": layers, "seed": seed}
+    options["read"] = read
     if method.endswith("units"):
-        return weights_under_unit_masks(model, unit_masks(model, sparsity, **options))
-    return weights_under_weight_masks(model, weight_masks(model, sparsity, **options))
+        return weights_under_unit_masks(model, unit_masks(model, sparsity, **options), read)
+    return weights_under_weight_masks(model, weight_masks(model, sparsity, **options), read)
 
 
 def evaluator(
