@@ -310,6 +310,16 @@ def test_a_network_with_hardly_a_zero_does_without_numba(x, monkeypatch):
     SparseModel(network()).predict(x[:10])
 
 
+@pytest.mark.skipif(not HAS_NUMBA, reason="needs numba")
+def test_a_full_network_skips_inputs_of_zero_once_it_is_used_more(x, monkeypatch):
+    chain, dark = SparseModel(network())._chain, np.zeros_like(x).reshape(len(x), -1)
+    dark[:, 0] = 1
+    monkeypatch.setattr(sparse_chain, "_costs", lambda rows: costs_of(input=1e-3, met=1))
+    assert set(chain._choose(dark, len(dark))) == {"dense"}
+    monkeypatch.setattr(sparse_chain, "_LITTLE_WORK", 1)
+    assert chain._choose(dark, len(dark))[0] == "inputs"
+
+
 def test_importing_the_library_imports_no_numba():
     code = "import sys, keras_pruning.sparse_chain; sys.exit('numba' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -54,6 +54,25 @@ def test_the_sweep_measures_what_a_plain_loop_measures(network, method, prune, d
         np.testing.assert_allclose(table[column], [e[column] for e in expected], rtol=1e-4)
 
 
+def test_more_points_do_not_read_the_weights_more_often(data, monkeypatch):
+    model = dense_network()
+    of_model, reads = {id(v) for v in model.weights}, []
+    convert = keras.ops.convert_to_numpy
+
+    def counted(values):
+        if id(values) in of_model:
+            reads.append(id(values))
+        return convert(values)
+
+    def count(sparsities):
+        reads.clear()
+        kp.sparsity_sweep(model, *data, sparsities=sparsities)
+        return len(reads)
+
+    monkeypatch.setattr(keras.ops, "convert_to_numpy", counted)
+    assert len(of_model) <= count([0, 0.5, 0.9]) == count([0.5])
+
+
 def test_a_row_for_each_method_and_sparsity(data):
     table = kp.sparsity_sweep(dense_network(), *data)
     assert table["method"].tolist() == [
