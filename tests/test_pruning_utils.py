@@ -7,6 +7,7 @@ import shutil
 import socket
 import sys
 import threading
+import types
 import weakref
 from pathlib import Path
 
@@ -690,6 +691,29 @@ def test_training_is_repeated_by_its_seed(digits):
     first = weights(seed=0)
     np.testing.assert_allclose(weights(seed=0), first, atol=1e-6)
     assert not np.allclose(weights(seed=1), first, atol=1e-4)
+
+
+@pytest.mark.parametrize("short", [0, 500])
+def test_only_a_long_training_gets_a_roomy_heap(digits, short, monkeypatch):
+    heaps = []
+    monkeypatch.setattr(pu, "_SHORT_STEPS", short)
+    monkeypatch.setattr(pu, "_set_up_heap", lambda *, is_roomy=False: heaps.append(is_roomy))
+    network = pu.build_dense_network(digits.image_shape, units=(4,))
+    pu.train(network, digits, epochs=1, verbose=False)
+    assert heaps == [short == 0, False]
+
+
+def test_a_notebooks_cells_leave_no_model_behind(monkeypatch):
+    events = {}
+    shell = types.SimpleNamespace(events=types.SimpleNamespace(register=events.__setitem__))
+    monkeypatch.setitem(sys.modules, "IPython", types.SimpleNamespace(get_ipython=lambda: shell))
+    pu._free_memory_after_cells()
+    network = pu.build_dense_network((8, 8), units=(4,))
+    left = weakref.ref(network)
+    network.itself = network  # a circle
+    del network
+    events["post_run_cell"](None)
+    assert left() is None
 
 
 def test_the_learning_rate_falls_to_zero_as_a_cosine(digits, monkeypatch):
