@@ -884,9 +884,14 @@ def _as_fit_takes_it(batches: _Batches) -> Any:
 
     options = tf.data.Options()
     options.autotune.enabled = False
+
+    def one_epoch() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for index in range(len(batches)):
+            yield batches[index]
+
     signature = tuple(tf.TensorSpec((None, *array.shape[1:]), array.dtype) for array in batches[0])
     return (
-        tf.data.Dataset.from_generator(batches.__iter__, output_signature=signature)
+        tf.data.Dataset.from_generator(one_epoch, output_signature=signature)
         .apply(tf.data.experimental.assert_cardinality(len(batches)))
         .prefetch(1)
         .with_options(options)
