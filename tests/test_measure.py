@@ -264,6 +264,9 @@ def test_zeros_stay_zeros_when_a_pruned_model_is_quantised_to_int8(x):
 
 
 @pytest.mark.filterwarnings("ignore:Layer InputLayer does not have a `quantize`")
+@pytest.mark.skipif(
+    tuple(map(int, keras.version().split(".")[:2])) < (3, 11), reason="int4 came with Keras 3.11"
+)
 def test_weights_packed_two_to_a_byte_are_not_counted(x):
     model = network((10,))
     model.quantize("int4")
