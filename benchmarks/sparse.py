@@ -1,4 +1,4 @@
-"""Speed and size of SparseModel, beside dense NumPy, SciPy's CSR and tf.sparse.
+"""Speed and size of SparseModel, beside dense NumPy, SciPy's CSR, MKL's and tf.sparse.
 
     python benchmarks/sparse.py [--threads 2] [--repeats 9] [--batches 10000 256 1]
 
@@ -7,12 +7,14 @@ magnitude. Each side computes the whole network, from images of uint8 to outputs
 take turns in one run, with as many threads; a speed-up is the median over the turns of
 dense time / own time, and beside it the ratio of the shortest times, which other programs
 disturb least. Random weights and random images with as many dark pixels as MNIST's:
-half of the inputs of the hidden layers are zero, as ReLU leaves them.
+half of the inputs of the hidden layers are zero, as ReLU leaves them. MKL needs the package
+sparse_dot_mkl and a library that it finds; MKL_RT names one.
 """
 
 import argparse
 import gzip
 import importlib.util
+import operator
 import os
 import statistics
 import sys
@@ -26,8 +28,8 @@ parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
 parser.add_argument("--repeats", type=int, default=9)
 parser.add_argument("--batches", type=int, nargs="+", default=[10_000, 256, 1])
 ARGUMENTS = parser.parse_args()
-for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS"):
-    os.environ[name] = str(ARGUMENTS.threads)  # read at the imports below
+for name in ("OPENBLAS_NUM", "OMP_NUM", "MKL_NUM", "TF_NUM_INTRAOP"):
+    os.environ[f"{name}_THREADS"] = str(ARGUMENTS.threads)  # read at the imports below
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -60,13 +62,13 @@ def dense_side(steps: list[DenseStep]) -> Side:
     return run
 
 
-def csr_side(steps: list[DenseStep]) -> Side:
+def csr_side(steps: list[DenseStep], multiply: Callable[..., np.ndarray]) -> Side:
     matrices = [csr_array(step.kernel.T) for step in steps]
 
     def run(images: np.ndarray) -> np.ndarray:
         x = np.ascontiguousarray(images.reshape(len(images), -1).T, np.float32)
         for matrix, step in zip(matrices, steps, strict=True):
-            x = matrix @ x
+            x = multiply(matrix, x)
             if step.activation is keras.activations.relu:
                 np.maximum(x, 0, out=x)
         return x.T
@@ -131,9 +133,9 @@ def print_speed(networks: dict[float, keras.Model], x: np.ndarray) -> None:
         f"{ARGUMENTS.threads} threads; sgemm of (10000, 1000) x (1000, 1000): "
         f"{sgemm_gflops():.0f} GFLOP/s\n\n"
         f"{'':>7}{'':>10}{'ms':>10}{'ms':>13}{'speed-up':>10}{'speed-up':>10}{'GFLOP/s':>9}"
-        f"{'speed-up':>11}{'speed-up':>11}\n"
+        f"{'speed-up':>11}{'speed-up':>11}{'speed-up':>11}\n"
         f"{'batch':>7}{'sparsity':>10}{'dense':>10}{'SparseModel':>13}{'median':>10}"
-        f"{'shortest':>10}{'useful':>9}{'SciPy CSR':>11}{'tf.sparse':>11}"
+        f"{'shortest':>10}{'useful':>9}{'SciPy CSR':>11}{'MKL CSR':>11}{'tf.sparse':>11}"
     )
     for batch in ARGUMENTS.batches:
         for sparsity, network in networks.items():
@@ -141,21 +143,25 @@ def print_speed(networks: dict[float, keras.Model], x: np.ndarray) -> None:
             sides = {"dense": dense_side(steps)}
             sides["ours"] = SparseModel(network, n_threads=ARGUMENTS.threads).predict
             if batch <= 256:  # half a minute a turn for 10,000
-                sides["scipy"] = csr_side(steps)
+                sides["scipy"] = csr_side(steps, operator.matmul)
+                if importlib.util.find_spec("sparse_dot_mkl"):
+                    from sparse_dot_mkl import dot_product_mkl
+
+                    sides["mkl"] = csr_side(steps, dot_product_mkl)
                 if importlib.util.find_spec("tensorflow"):
                     sides["tf"] = tf_sparse_side(steps)
             seconds = interleaved_seconds(sides, x[:batch])
             ms = {name: 1000 * statistics.median(times) for name, times in seconds.items()}
             faster = {
                 name: f"{ratio(seconds['dense'], seconds[name]):.2f}" if name in seconds else "-"
-                for name in ("ours", "scipy", "tf")
+                for name in ("ours", "scipy", "mkl", "tf")
             }
             weights = sum(np.count_nonzero(step.kernel) for step in steps)
             shortest = min(seconds["dense"]) / min(seconds["ours"])
             print(
                 f"{batch:7,}{sparsity:10.0%}{ms['dense']:10.3f}{ms['ours']:13.3f}"
                 f"{faster['ours']:>10}{shortest:10.2f}{2e-6 * batch * weights / ms['ours']:9.0f}"
-                f"{faster['scipy']:>11}{faster['tf']:>11}",
+                f"{faster['scipy']:>11}{faster['mkl']:>11}{faster['tf']:>11}",
                 flush=True,
             )
 

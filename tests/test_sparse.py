@@ -345,6 +345,31 @@ def test_the_kernels_work_where_nothing_can_be_cached(tmp_path):
     assert done.stdout.split() == ["3.0", "None"], done.stderr
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not HAS_NUMBA, reason="needs numba")
+def test_the_kernels_work_on_a_processor_without_wide_vectors(tmp_path):
+    code = """if True:
+        import keras, numpy as np, keras_pruning as kp
+        from keras_pruning import sparse_chain
+        keras.utils.set_random_seed(0)
+        hidden = [keras.layers.Dense(n, activation="relu") for n in (70, 130)]
+        model = keras.Sequential([keras.Input((50,)), *hidden, keras.layers.Dense(3)])
+        model = kp.prune_weights(model, 0.8)
+        x = np.random.default_rng(0).normal(size=(100, 50)).astype(np.float32)
+        expected = model.predict(x, verbose=0)
+        for way in ("weights", "inputs"):
+            sparse_chain._cheapest = lambda shapes, *rest: (way,) * len(shapes)
+            outputs = kp.SparseModel(model).predict(x)
+            np.testing.assert_allclose(outputs, expected, rtol=1e-5, atol=1e-6)
+        assembly = sparse_chain._kernels().forward_blocks.inspect_asm()
+        print(any("ymm" in code or "zmm" in code for code in assembly.values()))
+    """
+    env = {**os.environ, "NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""}
+    env["NUMBA_CACHE_DIR"] = str(tmp_path)  # nothing that was compiled for this processor
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert done.stdout.strip() == "False", done.stderr
+
+
 # Loss and metrics
 
 
