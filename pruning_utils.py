@@ -42,7 +42,7 @@ def _native_stderr_muted() -> Iterator[None]:
 def _set_up_heap(*, is_roomy: bool = False) -> None:
     """Has all threads allocate from one heap, and large arrays given back when they are freed.
 
-    Each of TensorFlow's threads would keep a heap of its own, 30 MB in all. Large is 4 MB; since
+    Each of TensorFlow's threads would keep a heap of its own, 30 MB in all. Large is 2 MB; since
     TensorFlow's data sets from Python generators it would be 128 KB, and whatever computes with
     NumPy after a training twice as slow. A roomy heap keeps what a step of training has freed for
     the next one: 20 MB more, a quarter of the time less.
@@ -51,8 +51,8 @@ def _set_up_heap(*, is_roomy: bool = False) -> None:
         with contextlib.suppress(AttributeError):  # a C library other than GNU's
             mallopt = ctypes.CDLL(None).mallopt
             mallopt(_M_ARENA_MAX, 1)
-            mallopt(_M_MMAP_THRESHOLD, (32 if is_roomy else 4) * 2**20)
-            mallopt(_M_TRIM_THRESHOLD, (512 if is_roomy else 16) * 2**20)
+            mallopt(_M_MMAP_THRESHOLD, (32 if is_roomy else 2) * 2**20)
+            mallopt(_M_TRIM_THRESHOLD, (512 if is_roomy else 4) * 2**20)
 
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # of malloc.h

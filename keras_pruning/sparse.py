@@ -3,6 +3,7 @@
 import functools
 import io
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -178,7 +179,7 @@ class SparseModel:
                 f"x must have the shape (examples, {', '.join(map(str, self._input_shape))}) "
                 f"that the model takes. Received: {x.shape}"
             )
-        return x.reshape(len(x), int(np.prod(self._input_shape)))
+        return x.reshape(len(x), math.prod(self._input_shape))
 
 
 def _serialise(input_shape: tuple[int, ...], steps: list[DenseStep]) -> bytes:

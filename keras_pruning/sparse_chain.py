@@ -32,7 +32,7 @@ __all__ = ["SparseChain", "sparse_forward"]
 FloatArray = npt.NDArray[np.float32]
 Way = Literal["dense", "weights", "inputs"]
 Product = Callable[[FloatArray], FloatArray]  # (examples, inputs) -> (examples, units)
-SingleProduct = Callable[[FloatArray, FloatArray], None]  # (inputs,), (units,): added to
+SingleProduct = Callable[[FloatArray], FloatArray]  # (inputs,) -> (units,), with the bias
 
 _WIDE, _NARROW = 64, 16  # examples, or units, a block; multiples of the kernels' LANES
 _CHUNK = 128  # inputs whose activations, 256 bytes each, fill a first-level cache of 32 KiB
@@ -372,32 +372,35 @@ def _csr_product(steps: list[DenseStep]) -> Product:
     return forward
 
 
-def _ways(kernel: FloatArray) -> list[SingleProduct]:
-    """Returns ways to add the product of one example `(inputs,)` and the kernel to y."""
+def _ways(step: DenseStep) -> list[SingleProduct]:
+    """Returns ways to multiply one example `(inputs,)` by the kernel and add the bias."""
+    kernel, bias = step.kernel, step.bias
     kernels = _kernels()
 
-    def blas(x: FloatArray, y: FloatArray) -> None:
-        y += x @ kernel
+    def blas(x: FloatArray) -> FloatArray:
+        y = x @ kernel
+        y += bias
+        return y
 
     if kernels is None:
         from scipy.sparse import csr_array
 
         matrix = csr_array(kernel.T)
-
-        def csr(x: FloatArray, y: FloatArray) -> None:
-            y += matrix @ x
-
-        return [blas, csr]
+        return [blas, lambda x: matrix @ x + bias]
 
     rows, columns = np.nonzero(kernel)
     starts = np.searchsorted(rows, np.arange(len(kernel) + 1))
     indices, values = columns.astype(np.uint32), kernel[rows, columns]  # unsigned: none wraps
 
-    def active_rows(x: FloatArray, y: FloatArray) -> None:
+    def active_rows(x: FloatArray) -> FloatArray:
+        y = bias.copy()
         kernels.multiply_dense(x, kernel, y)
+        return y
 
-    def left_weights(x: FloatArray, y: FloatArray) -> None:
+    def left_weights(x: FloatArray) -> FloatArray:
+        y = bias.copy()
         kernels.multiply_sparse(x, starts, indices, values, y)
+        return y
 
     return [blas, active_rows, left_weights]
 
@@ -407,7 +410,7 @@ _fastest_ways: dict[Any, list[int]] = {}  # by shapes and weights left, for a pr
 
 def _fastest_products(steps: list[DenseStep], x: FloatArray) -> list[SingleProduct]:
     """Returns each step's fastest way for one example; equal networks get the same ways."""
-    ways = [_ways(step.kernel) for step in steps]
+    ways = [_ways(step) for step in steps]
     key = tuple(
         (*s.kernel.shape, np.count_nonzero(s.kernel), len(w))
         for s, w in zip(steps, ways, strict=True)
@@ -430,9 +433,7 @@ def _time_ways(steps: list[DenseStep], ways: list[list[SingleProduct]], x: Float
 
 
 def _step_single(step: DenseStep, product: SingleProduct, x: FloatArray) -> FloatArray:
-    y = step.bias[None].copy()  # (1, units)
-    product(x[0], y[0])
-    return _activate(step, y)
+    return _activate(step, product(x[0])[None])  # (1, inputs) -> (1, units)
 
 
 def _shortest_seconds(actions: list[Callable[[], Any]]) -> list[float]:
