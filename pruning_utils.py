@@ -39,6 +39,19 @@ def _native_stderr_muted() -> Iterator[None]:
         os.close(kept)
 
 
+@contextlib.contextmanager
+def _as_if_missing(package: str) -> Iterator[None]:
+    """Has imports of the package fail meanwhile, as if it were not installed."""
+    if package in sys.modules:  # too late, and whoever imported it may need it
+        yield
+        return
+    sys.modules[package] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[package]
+
+
 def _set_up_heap(*, is_roomy: bool = False) -> None:
     """Has all threads allocate from one heap, and large arrays given back when they are freed.
 
@@ -59,7 +72,9 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # of malloc.h
 _set_up_heap()  # before there are threads
 # TensorFlow's own allocator for oneDNN never gives memory back: 70 MB after one training.
 os.environ.setdefault("TF_ONEDNN_USE_SYSTEM_ALLOCATOR", "1")
-with _native_stderr_muted():  # TensorFlow writes notes while it is imported, at any log level
+# TensorFlow writes notes while it is imported, at any log level. Keras imports scikit-learn for
+# wrappers that nobody needs here: 50 MB. Whoever needs them imports scikit-learn first.
+with _native_stderr_muted(), _as_if_missing("sklearn"):
     import keras
 
 import keras_pruning.explore as _panel

@@ -5,6 +5,7 @@ import http.server
 import json
 import shutil
 import socket
+import subprocess
 import sys
 import threading
 import types
@@ -17,7 +18,8 @@ import pytest
 
 import pruning_utils as pu
 
-REAL_DATA = Path(__file__).resolve().parents[2] / "shared" / "tensorflow_datasets"
+ROOT = Path(__file__).resolve().parents[1]
+REAL_DATA = ROOT.parent / "shared" / "tensorflow_datasets"
 TINY_TRAIN, TINY_TEST = 30, 20
 INFO = "dataset_info.json"
 TRAIN_SHARD = "mnist-train.tfrecord-00000-of-00001"
@@ -104,6 +106,19 @@ def test_digits_use_the_full_range_of_grey_levels(digits):
 def test_digits_are_never_called_mnist(digits):
     assert digits.name == "digits"
     assert digits.title == "Digits (scikit-learn, 8×8)"
+
+
+def test_scikit_learn_waits_until_it_is_asked_for():
+    script = "\n".join(
+        [
+            "import sys, pruning_utils as pu",
+            "print('sklearn' in sys.modules, pu.load_dataset('digits').num_classes)",
+        ]
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert ran.stdout.split() == ["False", "10"], ran.stderr
 
 
 def test_digits_have_each_class_in_the_same_share_of_both_parts(digits):
