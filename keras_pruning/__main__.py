@@ -16,6 +16,7 @@ import keras
 import numpy as np
 import pandas as pd
 
+from keras_pruning.masks import count_nonzero
 from keras_pruning.measure import compare
 from keras_pruning.prune import prune_units, prune_weights, summary
 from keras_pruning.shrink import shrink
@@ -238,7 +239,7 @@ def _readable(value: Any) -> str:
 
 
 def _size(path: Path, model: keras.Model, size: int) -> str:
-    nonzero = sum(int(np.count_nonzero(array)) for array in model.get_weights())
+    nonzero = sum(map(count_nonzero, model.get_weights()))
     return (
         f"{path}: {model.count_params():,} parameters, {nonzero:,} of them not zero, "
         f"{size / 1e6:.2f} MB"

@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from keras_pruning.dense_chain import read_dense_chain
 from keras_pruning.graph import copy_for_inference, kernel_layers
-from keras_pruning.masks import check_sparsity
+from keras_pruning.masks import check_sparsity, count_nonzero
 from keras_pruning.prune import (
     Scope,
     apply_unit_masks,
@@ -168,7 +168,7 @@ class _Scratch:
             kept=kept,
             answers=answers,
             accuracy=float((answers.argmax(axis=1) == self.y).mean()),
-            weights=sum(int(np.count_nonzero(kernel)) for kernel in kept.values()),
+            weights=sum(map(count_nonzero, kept.values())),
             units=sum(int(kernel.any(axis=0).sum()) for kernel in hidden),
         )
 

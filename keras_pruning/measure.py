@@ -14,10 +14,10 @@ from typing import Any
 
 import keras
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
 from keras_pruning.graph import compile_for_inference, copy_for_inference, kernel_layers
+from keras_pruning.masks import count_nonzero
 from keras_pruning.operations import MultiplyAdds, count_multiply_adds, packs_weights
 from keras_pruning.sparse import SparseModel
 from keras_pruning.threads import count_cores
@@ -241,7 +241,7 @@ def _keras_subject(name: str, model: keras.Model, x: Any, y: Any) -> _Subject:
         predict=copy.predict_on_batch,
         metrics={} if y is None or not copy.compiled else _evaluate(copy, x, y),
         parameters=sum(array.size for array in weights),
-        nonzero=None if packs_weights(copy) else sum(map(_count_nonzero, weights)),
+        nonzero=None if packs_weights(copy) else sum(map(count_nonzero, weights)),
         multiply_adds=operations,
         file=file,
         n_threads=_backend_threads(),
@@ -257,9 +257,9 @@ def _sparse_subject(name: str, model: SparseModel, x: Any, y: Any) -> _Subject:
         predict=model.predict,
         metrics={} if y is None or not model.compiled else model.evaluate(x, y),
         parameters=sum(array.size for array in kernels + biases),
-        nonzero=sum(map(_count_nonzero, kernels + biases)),
+        nonzero=sum(map(count_nonzero, kernels + biases)),
         multiply_adds=MultiplyAdds(
-            sum(kernel.size for kernel in kernels), sum(map(_count_nonzero, kernels))
+            sum(kernel.size for kernel in kernels), sum(map(count_nonzero, kernels))
         ),
         file=_sparse_file(model),
         n_threads=model.n_threads,
@@ -283,10 +283,6 @@ def _saved(save: Callable[[Path], None], name: str) -> bytes:
 def _evaluate(model: keras.Model, x: Any, y: Any) -> dict[str, float]:
     values = model.evaluate(x, y, batch_size=256, verbose=0, return_dict=True)
     return {name: float(value) for name, value in values.items()}
-
-
-def _count_nonzero(array: npt.NDArray[Any]) -> int:
-    return int(np.count_nonzero(array))
 
 
 def _backend_threads() -> int:

@@ -6,10 +6,10 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import keras
-import numpy as np
 from keras import layers as kl
 
 from keras_pruning.graph import KernelLayer, all_layers, kernel_layers
+from keras_pruning.masks import count_nonzero
 
 __all__ = ["MultiplyAdds", "count_multiply_adds", "packs_weights"]
 
@@ -66,7 +66,7 @@ def count_multiply_adds(model: keras.Model, example: Any) -> MultiplyAdds | None
             kernel = keras.ops.convert_to_numpy(variable)
             places = _places(entry.layer, variable, input_shape, output_shape)
             total += places * kernel.size
-            nonzero += places * int(np.count_nonzero(kernel))
+            nonzero += places * count_nonzero(kernel)
     return MultiplyAdds(total, nonzero)
 
 

@@ -25,6 +25,7 @@ import numpy.typing as npt
 from keras import activations
 
 from keras_pruning.dense_chain import DenseStep, compact
+from keras_pruning.masks import count_nonzero
 from keras_pruning.threads import check_threads, in_threads, one_blas_thread
 
 __all__ = ["SparseChain", "sparse_forward"]
@@ -38,7 +39,7 @@ _WIDE, _NARROW = 64, 16  # examples, or units, a block; multiples of the kernels
 _CHUNK = 128  # inputs whose activations, 256 bytes each, fill a first-level cache of 32 KiB
 _WEIGHTS_A_CHUNK = 24  # of a unit; with fewer, loading and storing its sums costs too much
 _MAX_CHUNK = 2**16  # what a uint16 index counts
-_ROWS = 512  # examples of a task: enough for BLAS, few enough for the caches
+_ROWS = 256  # examples of a task: enough for BLAS, few enough for the caches
 _LEAST_SPARSITY = 0.25  # weights are not skipped where every layer has fewer zeros
 _LITTLE_WORK = 1e9  # multiply-adds, 10 ms: as long as it takes to load the compiled loops
 _PROBE_ROWS = 32  # examples that tell how many inputs of each layer are zero
@@ -84,7 +85,7 @@ class SparseChain:
         self.n_threads = check_threads(n_threads)
         self._reproducible = reproducible
         self.steps = [_contiguous(step) for step in compact(steps)]
-        self._counts = [int(np.count_nonzero(step.kernel)) for step in self.steps]
+        self._counts = [count_nonzero(step.kernel) for step in self.steps]
         self._work = 0.0  # multiply-adds asked for until now
         self._densities: list[float] = []
         self._products: dict[tuple[Way, int, int], Product] = {}
@@ -168,7 +169,7 @@ def _input_densities(steps: list[DenseStep], x: npt.NDArray[Any]) -> list[float]
     densities = []
     x = np.require(x, np.float32, ["C", "W"])
     for step in steps:
-        densities.append(float(np.count_nonzero(x)) / max(x.size, 1))
+        densities.append(count_nonzero(x) / max(x.size, 1))
         x = _activate(step, _dense_product([step])(x), is_rectified=True)
     return densities
 
@@ -331,7 +332,7 @@ def _in_blocks(kernel: FloatArray) -> FloatArray:
 
 def _pack(kernels: ModuleType, steps: list[DenseStep]) -> tuple[npt.NDArray[Any], ...]:
     """Returns layers, starts, indices, values and bias as `forward_blocks` takes them."""
-    counts = [int(np.count_nonzero(step.kernel)) for step in steps]
+    counts = [count_nonzero(step.kernel) for step in steps]
     layers = np.array(
         [
             (*step.kernel.shape, _chunk(step, count), step.activation is activations.relu)
@@ -412,8 +413,7 @@ def _fastest_products(steps: list[DenseStep], x: FloatArray) -> list[SingleProdu
     """Returns each step's fastest way for one example; equal networks get the same ways."""
     ways = [_ways(step) for step in steps]
     key = tuple(
-        (*s.kernel.shape, np.count_nonzero(s.kernel), len(w))
-        for s, w in zip(steps, ways, strict=True)
+        (*s.kernel.shape, count_nonzero(s.kernel), len(w)) for s, w in zip(steps, ways, strict=True)
     )
     if key not in _fastest_ways:
         _fastest_ways[key] = _time_ways(steps, ways, x)

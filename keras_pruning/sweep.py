@@ -1,11 +1,13 @@
 """A grid of prunings, measured: methods x sparsities x repeats in one tidy table."""
 
+import contextlib
 import functools
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Executor
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -17,7 +19,7 @@ import pandas as pd
 
 from keras_pruning.dense_chain import read_dense_chain
 from keras_pruning.graph import copy_model, kernel_layers, loss_head, model_config
-from keras_pruning.masks import check_sparsity
+from keras_pruning.masks import check_sparsity, count_nonzero
 from keras_pruning.prune import (
     Read,
     Scope,
@@ -30,6 +32,7 @@ from keras_pruning.prune import (
 )
 from keras_pruning.sparse_chain import sparse_forward
 from keras_pruning.tasks import Job, Results, run_jobs
+from keras_pruning.threads import count_cores, one_blas_thread
 from keras_pruning.workers import (
     Payload,
     find_function,
@@ -106,8 +109,9 @@ def sparsity_sweep(
         progress: Whether to show a progress bar on standard output.
         executor: Any `concurrent.futures.Executor`, whose workers share the points: that of
             `local_processes`, `dask.distributed.Client(...).get_executor()`, MPI's pool.
-            `None`: one point after the other in this process. The model and the data travel
-            with each point; given functions must be importable by the workers.
+            `None`: this process, two points side by side where no given function and no
+            Keras model has a part, else one after the other. To an executor the model and
+            the data travel with each point; given functions must be importable there.
         store: Folder for the finished points, one small file each, or `None`.
         threads: What each worker computes with; `None` leaves it as it is.
 
@@ -152,15 +156,18 @@ def sparsity_sweep(
         tasks = [identity | task | {"function": names[task["method"]]} for task in tasks]
     results = Results(tasks, store, progress=progress, label="Sweep")
     if executor is None:
-        measure = _point_measurer(model, x, y, options)
+        at_once = _points_at_once(model, options)
+        measure = _point_measurer(model, x, y, options, n_threads=-(-count_cores() // at_once))
         jobs = [Job(measure, (points[i],), partial(results.add, i)) for i in results.missing]
+        with _side_by_side(at_once) as pool:
+            run_jobs(jobs, results, executor=pool)
     else:
         payload = _payload(model, x, y)
         jobs = [
             Job(_measure_elsewhere, (*payload, options, points[i]), partial(results.add, i))
             for i in results.missing
         ]
-    run_jobs(jobs, results, executor=executor, threads=threads)
+        run_jobs(jobs, results, executor=executor, threads=threads)
     return results.table()
 
 
@@ -198,11 +205,33 @@ class _Options:
     batch_size: int
 
 
+def _points_at_once(model: keras.Model, options: _Options) -> int:
+    """Returns how many points this process measures side by side.
+
+    Two: while NumPy prunes for one, the products of the other go on; more would hold more copies
+    of the weights. One where Keras or a function of the user has a part: they may not be made for
+    two threads.
+    """
+    is_ours = all(function is None for _, function in options.functions)
+    return min(2, count_cores()) if is_ours and _loss_head_of_chain(model) is not None else 1
+
+
+@contextlib.contextmanager
+def _side_by_side(at_once: int) -> Iterator[Executor | None]:
+    """Gives an executor of so many threads, or none for one."""
+    if at_once == 1:
+        yield None
+        return
+    # NumPy's threads are limited for the process: not by one point while another counts on it.
+    with one_blas_thread(), ThreadPoolExecutor(at_once) as pool:
+        yield pool
+
+
 def _point_measurer(
-    model: keras.Model, x: Any, y: Any, options: _Options
+    model: keras.Model, x: Any, y: Any, options: _Options, n_threads: int | None = None
 ) -> Callable[[_Point], pd.DataFrame]:
     """Returns a function that measures the model pruned as a point says."""
-    evaluate = evaluator(model, x, y, options.batch_size)
+    evaluate = evaluator(model, x, y, options.batch_size, n_threads)
     functions = dict(options.functions)
     read = _reading_once()
     dense: dict[str, float] = {}
@@ -238,11 +267,13 @@ def _point_measurer(
 def _reading_once() -> Read:
     """Returns a function that reads each variable once: a model's copy takes as long as masks."""
     known: dict[int, npt.NDArray[Any]] = {}
+    one_at_a_time = threading.Lock()
 
     def read(variable: keras.Variable) -> npt.NDArray[Any]:
-        if id(variable) not in known:
-            known[id(variable)] = keras.ops.convert_to_numpy(variable)
-        return known[id(variable)]
+        with one_at_a_time:
+            if id(variable) not in known:
+                known[id(variable)] = keras.ops.convert_to_numpy(variable)
+            return known[id(variable)]
 
     return read
 
@@ -310,11 +341,18 @@ def prune_by_name(
 
 
 def evaluator(
-    model: keras.Model, x: Any, y: Any, batch_size: int
+    model: keras.Model, x: Any, y: Any, batch_size: int, n_threads: int | None = None
 ) -> Callable[[Weights], dict[str, float]]:
-    """Returns a function that measures the model with the weights it is given."""
-    head = loss_head(model) if read_dense_chain(model) is not None else None
-    metrics_of = _by_chain(model, head, x, y) if head else _by_copy(model, x, y, batch_size)
+    """Returns a function that measures the model with the weights it is given.
+
+    A chain of Dense layers is run by `n_threads`, one a core by default, and may be measured
+    with several sets of weights at once.
+    """
+    head = _loss_head_of_chain(model)
+    if head is None:
+        metrics_of = _by_copy(model, x, y, batch_size)
+    else:
+        metrics_of = _by_chain(model, head, x, y, n_threads)
 
     def evaluate(weights: Weights) -> dict[str, float]:
         return {name: float(value) for name, value in metrics_of(weights).items()}
@@ -322,15 +360,22 @@ def evaluator(
     return evaluate
 
 
-def _by_chain(model: keras.Model, head: keras.Model, x: Any, y: Any) -> Metrics:
+def _loss_head_of_chain(model: keras.Model) -> keras.Model | None:
+    return loss_head(model) if read_dense_chain(model) is not None else None
+
+
+def _by_chain(
+    model: keras.Model, head: keras.Model, x: Any, y: Any, n_threads: int | None
+) -> Metrics:
     inputs = np.asarray(x)
+    one_at_a_time = threading.Lock()
 
     def metrics_of(weights: Weights) -> dict[str, Any]:
         steps = read_dense_chain(model, weights) or []
-        head.reset_metrics()
-        return head.test_on_batch(
-            sparse_forward(steps, inputs, reproducible=True), y, return_dict=True
-        )
+        outputs = sparse_forward(steps, inputs, n_threads=n_threads, reproducible=True)
+        with one_at_a_time:
+            head.reset_metrics()
+            return head.test_on_batch(outputs, y, return_dict=True)
 
     return metrics_of
 
@@ -356,7 +401,7 @@ def measured_row(
     return {
         "sparsity_measured": measured_sparsity(model, weights, method, layers),
         "parameters": model.count_params(),
-        "nonzero": sum(int(np.count_nonzero(array)) for array in weights),
+        "nonzero": sum(map(count_nonzero, weights)),
     } | dict(metrics)
 
 
@@ -373,7 +418,7 @@ def measured_sparsity(
     else:
         kept = [values[id(variable)] for entry in chosen for variable in entry.kernels]
     total = sum(array.size for array in kept)
-    return (total - sum(int(np.count_nonzero(array)) for array in kept)) / total
+    return (total - sum(map(count_nonzero, kept))) / total
 
 
 def check_data(model: keras.Model, x: Any, y: Any) -> None:

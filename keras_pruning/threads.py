@@ -50,7 +50,8 @@ def in_threads(work: Callable[[], None], n_threads: int, *, on_own_cores: bool =
         cores = tuple(sorted(os.sched_getaffinity(0)))
         if len(cores) != n_threads:  # others may use these cores just as well
             cores = ()
-    pool = _pool(n_threads - 1, cores[1:], os.getpid())
+    size = n_threads if cores else max(n_threads, count_cores())  # two may call at once
+    pool = _pool(size - 1, cores[1:], os.getpid())
     with _staying_on(cores[:1]):
         others = [pool.submit(work) for _ in range(n_threads - 1)]
         work()

@@ -1,11 +1,15 @@
 """The sweep: what stands in its table, and that it measures what a plain loop would."""
 
+import threading
+
 import keras
 import numpy as np
+import pandas as pd
 import pytest
 from keras import layers as kl
 
 import keras_pruning as kp
+from keras_pruning import sweep
 from keras_pruning.sweep import SPARSITIES
 
 
@@ -71,6 +75,37 @@ def test_more_points_do_not_read_the_weights_more_often(data, monkeypatch):
 
     monkeypatch.setattr(keras.ops, "convert_to_numpy", counted)
     assert len(of_model) <= count([0, 0.5, 0.9]) == count([0.5])
+
+
+def test_two_points_are_measured_side_by_side_as_one_by_one(data, monkeypatch):
+    def measured(cores):
+        monkeypatch.setattr(sweep, "count_cores", lambda: cores)
+        methods = ("units", "random_weights")
+        return kp.sparsity_sweep(
+            dense_network(), *data, methods=methods, sparsities=(0.5, 0.9), repeats=3
+        )
+
+    one_by_one = measured(cores=1)
+    forward, both = sweep.sparse_forward, threading.Barrier(2, timeout=60)
+
+    def meeting(*arguments, **options):
+        both.wait()  # goes on when another point has come as far
+        return forward(*arguments, **options)
+
+    monkeypatch.setattr(sweep, "sparse_forward", meeting)
+    pd.testing.assert_frame_equal(measured(cores=2), one_by_one, check_exact=True)
+
+
+def test_given_functions_are_called_in_the_thread_of_the_caller(data, monkeypatch):
+    monkeypatch.setattr(sweep, "count_cores", lambda: 2)
+    threads = []
+
+    def mine(model, sparsity, *, seed):
+        threads.append(threading.current_thread())
+        return kp.prune_weights(model, sparsity)
+
+    kp.sparsity_sweep(dense_network(), *data, methods={"mine": mine}, sparsities=(0.5, 0.9))
+    assert threads == [threading.current_thread()] * 2
 
 
 def test_a_row_for_each_method_and_sparsity(data):

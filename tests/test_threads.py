@@ -38,6 +38,20 @@ def test_work_runs_once_in_each_thread():
     assert len(names) == 3 and threading.current_thread().name in names
 
 
+def test_calls_side_by_side_do_not_wait_for_each_others_threads(monkeypatch):
+    monkeypatch.setattr("keras_pruning.threads.count_cores", lambda: 4)
+    together = threading.Barrier(4)  # two callers and a thread more for each
+    callers = [
+        threading.Thread(target=in_threads, args=(lambda: together.wait(timeout=60), 2))
+        for _ in range(2)
+    ]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert not together.broken
+
+
 @needs_affinity
 def test_as_many_threads_as_cores_have_a_core_each():
     every = os.sched_getaffinity(0)
