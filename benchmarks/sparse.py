@@ -36,6 +36,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import keras  # noqa: E402
 import numpy as np  # noqa: E402
 from scipy.sparse import csr_array  # noqa: E402
+from sgemm import sgemm_gflops  # noqa: E402
 
 import keras_pruning as kp  # noqa: E402
 import pruning_utils as pu  # noqa: E402
@@ -115,17 +116,6 @@ def seconds_a_call(run: Side, x: np.ndarray) -> float:
         run(x)
         calls += 1
     return (time.perf_counter() - start) / calls
-
-
-def sgemm_gflops() -> float:
-    a, b = np.ones((10_000, 1000), np.float32), np.ones((1000, 1000), np.float32)
-    out = np.empty((10_000, 1000), np.float32)
-    seconds = []
-    for _ in range(5):
-        start = time.perf_counter()
-        np.matmul(a, b, out)
-        seconds.append(time.perf_counter() - start)
-    return 2e-9 * a.size * b.shape[1] / statistics.median(seconds)
 
 
 def print_speed(networks: dict[float, keras.Model], x: np.ndarray) -> None:

@@ -24,11 +24,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import keras  # noqa: E402
 import numpy as np  # noqa: E402
-from threadpoolctl import ThreadpoolController  # noqa: E402
 
 import keras_pruning as kp  # noqa: E402
 import pruning_utils as pu  # noqa: E402
-from keras_pruning.threads import count_cores  # noqa: E402
+from keras_pruning.threads import count_cores, one_blas_thread  # noqa: E402
 
 SPARSITY = 0.9
 BATCHES = (10_000, 1)
@@ -36,7 +35,6 @@ LIT_PIXELS = 0.19  # of MNIST's
 TURN_SECONDS = 0.25
 SPIN_SECONDS = 0.15  # idle threads of OpenBLAS occupy their cores about so long
 ROWS = 1_000  # examples a block
-BLAS = ThreadpoolController().select(user_api="blas")
 THREADS = ThreadPoolExecutor(count_cores())
 Side = Callable[[np.ndarray], object]
 
@@ -56,7 +54,7 @@ def numpy_side(network: keras.Model) -> Side:
                 np.maximum(x, 0, out=x)
             np.matmul(x, kernels[-1], out=outputs[start : start + ROWS])
 
-        with BLAS.limit(limits=1):
+        with one_blas_thread():
             list(THREADS.map(block, range(0, len(images), ROWS)))
         return outputs
 

@@ -40,7 +40,6 @@ _CONV = (kl.Conv1D, kl.Conv2D, kl.Conv3D, *_CONV_TRANSPOSE, *_SEPARABLE)
 _DEPTHWISE = (kl.DepthwiseConv1D, kl.DepthwiseConv2D)
 _WITH_UNITS = (kl.Dense, *_CONV)
 _WITH_KERNELS = (*_WITH_UNITS, *_DEPTHWISE, kl.RNN, kl.EinsumDense, kl.Embedding)
-_STATELESS = "sgd"  # an optimizer that keeps nothing of the size of the weights
 _KERNEL_NAMES = {
     "depthwise_kernel",
     "embeddings",
@@ -171,7 +170,7 @@ def copy_model(model: keras.Model) -> keras.Model:
                 return copy.deepcopy(model)
             # A deep copy is a file in memory, and its optimizer is built: nine times the weights.
             copied = copy_for_inference(model)
-            copied.compile_from_config(compiled | {"optimizer": _STATELESS})
+            compile_for_inference(copied, model)
             config = keras.optimizers.serialize(model.optimizer)
             copied.optimizer = keras.optimizers.deserialize(config)
             copied._compile_config.config["optimizer"] = copied.optimizer
@@ -200,7 +199,8 @@ def compile_for_inference(model: keras.Model, source: keras.Model) -> None:
     with keras.saving.custom_object_scope(_custom_objects(source)):
         config = source.get_compile_config()
         if config is not None:
-            model.compile_from_config(config | {"optimizer": _STATELESS})
+            # SGD keeps nothing of the size of the weights.
+            model.compile_from_config(config | {"optimizer": "sgd"})
 
 
 def model_config(model: keras.Model) -> dict[str, Any]:
