@@ -9,7 +9,7 @@ import sys
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,8 +113,8 @@ def run_jobs(
     """Runs jobs and those that follow from them; returns when all are done.
 
     A job that follows from another goes before those that wait. When a job fails, and at
-    Ctrl-C, those that wait are cancelled, what has finished is taken, and the error says
-    in a note how far it came.
+    Ctrl-C, those that wait are cancelled, what has finished is taken (of threads, what they
+    are at as well), and the error says in a note how far it came.
     """
     executor, in_flight = (_Here(), 1) if executor is None else (executor, in_flight)
     conditions = _Conditions(_THIS_PROCESS, keras.backend.backend(), threads)
@@ -132,6 +132,8 @@ def run_jobs(
     except BaseException as error:
         for future in running:
             future.cancel()
+        if isinstance(executor, ThreadPoolExecutor):  # no thread can be stopped amid its job
+            wait(running)
         for future, job in running.items():
             if future.done() and not future.cancelled() and future.exception() is None:
                 job.done(future.result())

@@ -1,5 +1,6 @@
 """The command line: what it prints and writes, and how it ends."""
 
+import itertools
 import os
 import signal
 import subprocess
@@ -253,20 +254,21 @@ def test_a_failure_of_the_work_is_exit_code_1(files, capsys, monkeypatch):
 
 def test_ctrl_c_is_exit_code_130_and_tells_how_far_it_came(files, capsys, monkeypatch):
     sweep = sys.modules["keras_pruning.sweep"]
-    rows, measured_row = [], sweep.measured_row
+    begun, measured_row = itertools.count(1), sweep.measured_row
 
     def stop_at_the_third(*arguments):
-        rows.append(arguments)
-        if len(rows) == 3:
+        if next(begun) == 3:
             raise KeyboardInterrupt
         return measured_row(*arguments)
 
     monkeypatch.setattr(sweep, "measured_row", stop_at_the_third)
     error = error_of([*SWEEP, "--store", "results"], capsys, code=130)
+    finished = len(list(files.glob("results/*.csv")))
+    assert 2 <= finished < 9
     assert "keras_pruning: stopped." in error
-    assert "2 of 9 results are finished and kept in 'results'. The same call goes on" in error
+    assert f"{finished} of 9 results are finished and kept in 'results'. The same call" in error
     assert main([*SWEEP, "--store", "results"]) == 0
-    assert len(rows) == 3 + 7
+    assert next(begun) == 1 + 10  # each point once, but for the one that was stopped
 
 
 def test_a_wrong_word_is_exit_code_2(capsys):
