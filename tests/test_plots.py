@@ -3,6 +3,7 @@
 import itertools
 import subprocess
 import sys
+from pathlib import Path
 
 import matplotlib
 import numpy as np
@@ -13,7 +14,9 @@ from matplotlib.colors import same_color, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
+import keras_pruning
 from keras_pruning import plots
+from keras_pruning.plots import curves, network
 
 SPARSITIES = [0.0, 0.5, 0.9, 0.99]
 BUILT_IN = ("weights", "units", "random_weights", "random_units")
@@ -129,9 +132,11 @@ def test_a_new_figure_is_not_kept_by_pyplot(draw):
 
 def test_importing_the_module_does_not_import_matplotlib():
     code = f"""
-import importlib.util, sys
-spec = importlib.util.spec_from_file_location("plots", {plots.__file__!r})
-spec.loader.exec_module(importlib.util.module_from_spec(spec))
+import sys, types
+library = types.ModuleType("keras_pruning")  # its other modules import Keras, and that Matplotlib
+library.__path__ = [{str(Path(keras_pruning.__file__).parent)!r}]
+sys.modules["keras_pruning"] = library
+import keras_pruning.plots
 print("matplotlib" in sys.modules)
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -210,13 +215,13 @@ def test_names_of_lines_that_end_together_do_not_overlap(ax):
     ],
 )
 def test_labels_move_only_as_far_as_they_must(wanted, expected):
-    placed = plots._spread(np.array(wanted, float), gap=10, low=0, high=100)
+    placed = curves._spread(np.array(wanted, float), gap=10, low=0, high=100)
     np.testing.assert_allclose(placed, expected)
 
 
 def test_a_name_is_dark_enough_to_be_read_on_white():
-    for style in (*plots._METHOD_STYLES.values(), *plots._SPARE_STYLES):
-        assert _contrast_on_white(plots._darker(style["color"])) > 4.5
+    for style in (*curves._METHOD_STYLES.values(), *curves._SPARE_STYLES):
+        assert _contrast_on_white(curves._darker(style["color"])) > 4.5
 
 
 def _contrast_on_white(rgb):
@@ -268,7 +273,7 @@ def test_the_sparsity_axis_gives_90_to_99_percent_two_fifths_of_the_width_and_sa
 
 def test_the_sparsity_axis_can_be_undone():
     percent = np.array([0, 25, 50, 90, 99, 99.9, 100])
-    np.testing.assert_allclose(plots._unstretch(plots._stretch(percent)), percent, atol=1e-9)
+    np.testing.assert_allclose(curves._unstretch(curves._stretch(percent)), percent, atol=1e-9)
 
 
 def test_a_sparsity_of_100_percent_is_drawn(ax):
@@ -661,7 +666,7 @@ def test_a_layer_keeps_a_unit_below_a_sparsity_of_1(sparsity, left):
 
 def test_the_smallest_magnitudes_are_removed_and_the_output_layer_spared():
     kernels = [np.array([[1.0, -5.0, 3.0], [-2.0, 0.5, 3.0]]), np.ones((3, 2))]
-    hidden, output = plots._surviving_weights(kernels, 0.5)
+    hidden, output = network._surviving_weights(kernels, 0.5)
     assert hidden.tolist() == [[False, True, True], [False, False, True]]
     assert output.all()
 
@@ -671,12 +676,12 @@ def test_the_smallest_magnitudes_are_removed_and_the_output_layer_spared():
 )
 def test_the_units_of_smallest_l2_norm_are_removed(sparsity, left):
     kernel = np.array([[3.0, 0.0, 0.0], [3.0, 4.0, -5.0]])  # L2 norms 4.2, 4, 5
-    alive = plots._surviving_units([kernel, np.ones((3, 2))], sparsity)
+    alive = network._surviving_units([kernel, np.ones((3, 2))], sparsity)
     assert [units.tolist() for units in alive] == [[True, True], left, [True, True]]
 
 
 def test_the_drawn_weights_show_sign_and_magnitude():
-    look = plots._weight_look(np.array([0.5, -2.0]))
+    look = network._weight_look(np.array([0.5, -2.0]))
     assert look["colors"][0] != look["colors"][1]
     assert look["linewidths"][0] < look["linewidths"][1]
 
@@ -734,7 +739,7 @@ def test_the_crossing_is_where_a_line_passes_the_dense_network_for_good(ax):
     [([0.5, 2, 0.5, 2], 2.5), ([1, 1, 2, 4], None), ([2, 1, 0.5, 0.9], None)],
 )
 def test_a_line_that_falls_back_crosses_later_or_nowhere(speeds, crossing):
-    assert plots._crossing(np.arange(4), np.log(speeds)) == crossing
+    assert curves._crossing(np.arange(4), np.log(speeds)) == crossing
 
 
 @pytest.mark.parametrize(
