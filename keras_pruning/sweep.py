@@ -156,11 +156,11 @@ def sparsity_sweep(
         tasks = [identity | task | {"function": names[task["method"]]} for task in tasks]
     results = Results(tasks, store, progress=progress, label="Sweep")
     if executor is None:
-        at_once = _points_at_once(model, options)
+        at_once = min(_points_at_once(model, options), max(len(results.missing), 1))
         measure = _point_measurer(model, x, y, options, n_threads=-(-count_cores() // at_once))
         jobs = [Job(measure, (points[i],), partial(results.add, i)) for i in results.missing]
         with _side_by_side(at_once) as pool:
-            run_jobs(jobs, results, executor=pool)
+            run_jobs(jobs, results, executor=pool, let_finish=True)  # no thread can be stopped
     else:
         payload = _payload(model, x, y)
         jobs = [
@@ -209,8 +209,8 @@ def _points_at_once(model: keras.Model, options: _Options) -> int:
     """Returns how many points this process measures side by side.
 
     Two: while NumPy prunes for one, the products of the other go on; more would hold more copies
-    of the weights. One where Keras or a function of the user has a part: they may not be made for
-    two threads.
+    of the weights. One where a function of the user prunes, which may not be made for two threads,
+    and where a Keras model is evaluated, which takes all cores by itself.
     """
     is_ours = all(function is None for _, function in options.functions)
     return min(2, count_cores()) if is_ours and _loss_head_of_chain(model) is not None else 1
@@ -345,8 +345,8 @@ def evaluator(
 ) -> Callable[[Weights], dict[str, float]]:
     """Returns a function that measures the model with the weights it is given.
 
-    A chain of Dense layers is run by `n_threads`, one a core by default, and may be measured
-    with several sets of weights at once.
+    Threads may call it side by side. A chain of Dense layers is then run for all of them at once,
+    by `n_threads` each, one a core by default; Keras measures one set of weights at a time.
     """
     head = _loss_head_of_chain(model)
     if head is None:
@@ -371,8 +371,9 @@ def _by_chain(
     one_at_a_time = threading.Lock()
 
     def metrics_of(weights: Weights) -> dict[str, Any]:
-        steps = read_dense_chain(model, weights) or []
-        outputs = sparse_forward(steps, inputs, n_threads=n_threads, reproducible=True)
+        with one_blas_thread():  # the last digit of a BLAS product depends on its threads
+            steps = read_dense_chain(model, weights) or []
+            outputs = sparse_forward(steps, inputs, n_threads=n_threads, reproducible=True)
         with one_at_a_time:
             head.reset_metrics()
             return head.test_on_batch(outputs, y, return_dict=True)
@@ -382,10 +383,12 @@ def _by_chain(
 
 def _by_copy(model: keras.Model, x: Any, y: Any, batch_size: int) -> Metrics:
     scratch = copy_model(model)
+    one_at_a_time = threading.Lock()  # the workers of an executor may be threads
 
     def metrics_of(weights: Weights) -> dict[str, Any]:
-        scratch.set_weights(weights)
-        return scratch.evaluate(x, y, batch_size=batch_size, verbose=0, return_dict=True)
+        with one_at_a_time:
+            scratch.set_weights(weights)
+            return scratch.evaluate(x, y, batch_size=batch_size, verbose=0, return_dict=True)
 
     return metrics_of
 

@@ -4,12 +4,13 @@ To a worker travel the name of a function and data. A model travels as the bytes
 `.keras` file, and no code does.
 """
 
+import contextlib
 import os
 import sys
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,12 +110,21 @@ def run_jobs(
     executor: Executor | None,
     threads: int | None = 1,
     in_flight: int = 100,
+    let_finish: bool = False,
 ) -> None:
     """Runs jobs and those that follow from them; returns when all are done.
 
     A job that follows from another goes before those that wait. When a job fails, and at
-    Ctrl-C, those that wait are cancelled, what has finished is taken (of threads, what they
-    are at as well), and the error says in a note how far it came.
+    Ctrl-C, those that wait are cancelled, what has finished is taken, and the error says
+    in a note how far it came.
+
+    Args:
+        jobs: What to run.
+        results: Where the jobs put what they found.
+        executor: Runs them; `None`: this thread, one after the other.
+        threads: What each worker computes with; `None` leaves it as it is.
+        in_flight: How many jobs the executor is given at most at one time.
+        let_finish: Whether, before an error is passed on, those that run are waited for.
     """
     executor, in_flight = (_Here(), 1) if executor is None else (executor, in_flight)
     conditions = _Conditions(_THIS_PROCESS, keras.backend.backend(), threads)
@@ -132,11 +142,12 @@ def run_jobs(
     except BaseException as error:
         for future in running:
             future.cancel()
-        if isinstance(executor, ThreadPoolExecutor):  # no thread can be stopped amid its job
+        if let_finish:
             wait(running)
         for future, job in running.items():
             if future.done() and not future.cancelled() and future.exception() is None:
-                job.done(future.result())
+                with contextlib.suppress(Exception):  # the disk is full, say: told already
+                    job.done(future.result())
         error.add_note(results.progress())
         raise
     finally:

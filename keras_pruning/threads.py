@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import os
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -59,9 +60,41 @@ def in_threads(work: Callable[[], None], n_threads: int, *, on_own_cores: bool =
             other.result()
 
 
-def one_blas_thread() -> Any:
-    """Returns a context in which NumPy's linear algebra takes one thread."""
-    return _blas().limit(limits=1)
+@contextlib.contextmanager
+def one_blas_thread() -> Iterator[None]:
+    """A context in which NumPy's linear algebra takes one thread.
+
+    The limit is the process's, not the caller's: it is lifted when the last one leaves.
+    """
+    _limit.enter()
+    try:
+        yield
+    finally:
+        _limit.leave()
+
+
+class _Limit:
+    """Counts those who want one thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._limiter: Any = None
+
+    def enter(self) -> None:
+        with self._lock:
+            if self._inside == 0:
+                self._limiter = _blas().limit(limits=1)
+            self._inside += 1
+
+    def leave(self) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                self._limiter.restore_original_limits()
+
+
+_limit = _Limit()
 
 
 @functools.lru_cache

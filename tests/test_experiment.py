@@ -1,5 +1,6 @@
 """Experiments: one table on every executor, and no result lost or computed twice."""
 
+import errno
 import json
 import os
 import signal
@@ -18,6 +19,7 @@ import pytest
 import tiny_study
 
 import keras_pruning as kp
+from keras_pruning import tasks
 from keras_pruning.store import decode_result
 from keras_pruning.tasks import _THIS_PROCESS, _Conditions, _run
 from keras_pruning.workers import model_from_bytes, model_to_bytes
@@ -289,6 +291,20 @@ def test_ctrl_c_keeps_the_finished_results(tmp_path):
         kp.experiment(**SHORT | {"fine_tuning": ways}, store=tmp_path)
     assert "1 of 6 results are finished and kept" in raised.value.__notes__[0]
     assert len(kp.load_results(tmp_path)) == 1
+
+
+def test_a_full_disk_is_told_with_how_far_it_came(tmp_path, monkeypatch):
+    write, room = tasks.write_whole, iter([True])
+
+    def full(*arguments):
+        if next(room, False):
+            return write(*arguments)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(tasks, "write_whole", full)
+    with pytest.raises(OSError, match="No space left") as raised:
+        kp.experiment(**SHORT, store=tmp_path)
+    assert "1 of 3 results are finished and kept" in raised.value.__notes__[0]
 
 
 def test_without_a_store_the_note_says_what_is_lost():

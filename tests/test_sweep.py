@@ -1,6 +1,8 @@
 """The sweep: what stands in its table, and that it measures what a plain loop would."""
 
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import keras
 import numpy as np
@@ -94,6 +96,35 @@ def test_two_points_are_measured_side_by_side_as_one_by_one(data, monkeypatch):
 
     monkeypatch.setattr(sweep, "sparse_forward", meeting)
     pd.testing.assert_frame_equal(measured(cores=2), one_by_one, check_exact=True)
+
+
+def test_one_point_alone_takes_all_cores(data, monkeypatch):
+    monkeypatch.setattr(sweep, "count_cores", lambda: 2)
+    forward, threads = sweep.sparse_forward, []
+
+    def counted(*arguments, n_threads, **options):
+        threads.append(n_threads)
+        return forward(*arguments, n_threads=n_threads, **options)
+
+    monkeypatch.setattr(sweep, "sparse_forward", counted)
+    kp.sparsity_sweep(dense_network(), *data, methods=["weights"], sparsities=(0.5,))
+    kp.sparsity_sweep(dense_network(), *data, methods=["weights"], sparsities=(0.5, 0.9))
+    assert threads == [2, 1, 1]
+
+
+def test_threads_that_share_a_keras_model_measure_one_after_the_other(data, monkeypatch):
+    class Scratch:
+        def set_weights(self, weights):
+            self.weights = weights
+
+        def evaluate(self, *arguments, **options):
+            time.sleep(0.1)  # the other thread would set its weights now
+            return {"loss": self.weights}
+
+    monkeypatch.setattr(sweep, "copy_model", lambda model: Scratch())
+    evaluate = sweep.evaluator(conv_network(), *data, batch_size=100)
+    with ThreadPoolExecutor(2) as threads:
+        assert list(threads.map(evaluate, [1.0, 2.0])) == [{"loss": 1.0}, {"loss": 2.0}]
 
 
 def test_given_functions_are_called_in_the_thread_of_the_caller(data, monkeypatch):

@@ -6,9 +6,10 @@ import threading
 import keras
 import numpy as np
 import pytest
+from threadpoolctl import ThreadpoolController
 
 from keras_pruning import SparseModel, sparse_chain
-from keras_pruning.threads import check_threads, count_cores, in_threads
+from keras_pruning.threads import check_threads, count_cores, in_threads, one_blas_thread
 
 needs_affinity = pytest.mark.skipif(
     not hasattr(os, "sched_getaffinity"), reason="this system does not tell a thread's cores"
@@ -50,6 +51,22 @@ def test_calls_side_by_side_do_not_wait_for_each_others_threads(monkeypatch):
     for caller in callers:
         caller.join()
     assert not together.broken
+
+
+def test_blas_keeps_to_one_thread_until_the_last_one_leaves():
+    blas = ThreadpoolController().select(user_api="blas")
+
+    def threads():
+        return {library["num_threads"] for library in blas.info()}
+
+    with blas.limit(limits=2):
+        first, second = one_blas_thread(), one_blas_thread()
+        first.__enter__()
+        second.__enter__()
+        first.__exit__(None, None, None)
+        assert threads() == {1}
+        second.__exit__(None, None, None)
+        assert threads() == {2}
 
 
 @needs_affinity
