@@ -34,7 +34,7 @@ BATCHES = (10_000, 1)
 LIT_PIXELS = 0.19  # of MNIST's
 TURN_SECONDS = 0.25
 SPIN_SECONDS = 0.15  # idle threads of OpenBLAS occupy their cores about so long
-ROWS = 1_000  # examples a block
+ROWS = 625  # examples a block: 2 MB, which the heap gives out anew without new pages
 THREADS = ThreadPoolExecutor(count_cores())
 Side = Callable[[np.ndarray], object]
 
