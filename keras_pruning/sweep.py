@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -156,10 +156,10 @@ def sparsity_sweep(
         tasks = [identity | task | {"function": names[task["method"]]} for task in tasks]
     results = Results(tasks, store, progress=progress, label="Sweep")
     if executor is None:
-        at_once = min(_points_at_once(model, options), max(len(results.missing), 1))
+        at_once = _points_at_once(model, options, len(results.missing))
         measure = _point_measurer(model, x, y, options, n_threads=-(-count_cores() // at_once))
         jobs = [Job(measure, (points[i],), partial(results.add, i)) for i in results.missing]
-        with _side_by_side(at_once) as pool:
+        with ThreadPoolExecutor(at_once) if at_once > 1 else contextlib.nullcontext() as pool:
             run_jobs(jobs, results, executor=pool, let_finish=True)  # no thread can be stopped
     else:
         payload = _payload(model, x, y)
@@ -205,26 +205,17 @@ class _Options:
     batch_size: int
 
 
-def _points_at_once(model: keras.Model, options: _Options) -> int:
-    """Returns how many points this process measures side by side.
+def _points_at_once(model: keras.Model, options: _Options, n_points: int) -> int:
+    """Returns how many of the points this process measures side by side.
 
     Two: while NumPy prunes for one, the products of the other go on; more would hold more copies
     of the weights. One where a function of the user prunes, which may not be made for two threads,
     and where a Keras model is evaluated, which takes all cores by itself.
     """
-    is_ours = all(function is None for _, function in options.functions)
-    return min(2, count_cores()) if is_ours and _loss_head_of_chain(model) is not None else 1
-
-
-@contextlib.contextmanager
-def _side_by_side(at_once: int) -> Iterator[Executor | None]:
-    """Gives an executor of so many threads, or none for one."""
-    if at_once == 1:
-        yield None
-        return
-    # NumPy's threads are limited for the process: not by one point while another counts on it.
-    with one_blas_thread(), ThreadPoolExecutor(at_once) as pool:
-        yield pool
+    most = min(2, count_cores(), n_points)
+    if most < 2 or any(function is not None for _, function in options.functions):
+        return 1
+    return 1 if _loss_head_of_chain(model) is None else most
 
 
 def _point_measurer(
