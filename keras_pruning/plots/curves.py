@@ -109,14 +109,7 @@ def plot_accuracy(
     """
     _check_table(table)
     _check_chance(chance)
-    ax = new_axes((7.2, 4.3)) if ax is None else ax
-    styles = _styles_of([table])
-    _draw_accuracy(ax, table, styles, chance)
-    ax.set_ylabel(_accuracy_label([table]))
-    _name_lines(ax, table, styles)
-    if title:
-        ax.set_title(title, loc="left")
-    return ax
+    return _draw_panel(ax, table, _styles_of([table]), title, chance)
 
 
 def plot_accuracy_panels(
@@ -204,14 +197,9 @@ def plot_sensitivity(
     by_layer = table.assign(method=table["layer"].astype(str))
     _check_table(by_layer)
     _check_chance(chance)
-    ax = new_axes((7.2, 4.3)) if ax is None else ax
     styles = _layer_styles(list(dict.fromkeys(by_layer["method"])))
-    _draw_accuracy(ax, by_layer, styles, chance)
+    ax = _draw_panel(ax, by_layer, styles, title, chance)
     ax.set_xlabel("sparsity of this layer alone (%), stretched towards 100 %")
-    ax.set_ylabel(_accuracy_label([by_layer]))
-    _name_lines(ax, by_layer, styles)
-    if title:
-        ax.set_title(title, loc="left")
     return ax
 
 
@@ -297,6 +285,23 @@ def _layer_styles(names: Sequence[str]) -> dict[str, dict[str, Any]]:
         name: {"color": to_hex(shade), "marker": marker, "linestyle": "-"}
         for name, shade, marker in zip(names, shades, markers, strict=False)
     }
+
+
+def _draw_panel(
+    ax: Axes | None,
+    table: pd.DataFrame,
+    styles: Mapping[str, dict[str, Any]],
+    title: str | None,
+    chance: float | None,
+) -> Axes:
+    """Draw one panel with all that belongs to it, the names of the lines included."""
+    ax = new_axes((7.2, 4.3)) if ax is None else ax
+    _draw_accuracy(ax, table, styles, chance)
+    ax.set_ylabel(_accuracy_label([table]))
+    _name_lines(ax, table, styles)
+    if title:
+        ax.set_title(title, loc="left")
+    return ax
 
 
 def _draw_accuracy(
