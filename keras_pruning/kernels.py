@@ -1,0 +1,195 @@
+"""The kernels of a Keras model: which layers hold them, and what people call those."""
+
+import collections
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import keras
+import numpy as np
+import numpy.typing as npt
+from keras import layers as kl
+
+from keras_pruning.functional import all_layers, is_of_keras, own_trainable_weights, sublayers
+from keras_pruning.heads import head_layers
+
+__all__ = ["KernelLayer", "kernel_layers", "lora_layers"]
+
+_CONV_TRANSPOSE = (kl.Conv1DTranspose, kl.Conv2DTranspose, kl.Conv3DTranspose)
+_SEPARABLE = (kl.SeparableConv1D, kl.SeparableConv2D)
+_CONV = (kl.Conv1D, kl.Conv2D, kl.Conv3D, *_CONV_TRANSPOSE, *_SEPARABLE)
+_DEPTHWISE = (kl.DepthwiseConv1D, kl.DepthwiseConv2D)
+_WITH_UNITS = (kl.Dense, *_CONV)
+_WITH_KERNELS = (*_WITH_UNITS, *_DEPTHWISE, kl.RNN, kl.EinsumDense, kl.Embedding)
+_KERNEL_NAMES = {"embeddings", "kernel", "pointwise_kernel", "recurrent_kernel"}
+
+
+@dataclass(frozen=True)
+class KernelLayer:
+    """A layer that holds kernels: its name in the model, its kernels, its part in it.
+
+    A separable convolution has two of them: its depthwise kernel is one of its own.
+    """
+
+    name: str  # unique, with the names of the layers around it: "encoder/dense_1"
+    layer: keras.Layer
+    kernels: tuple[keras.Variable, ...]
+    _heads: Callable[[], frozenset[int]] = field(repr=False, compare=False)
+
+    @property
+    def is_output(self) -> bool:
+        """Whether it is a head of the model: what it sends are the model's answers.
+
+        Raises:
+            ValueError: If that cannot be told of the model.
+        """
+        return id(self.layer) in self._heads()
+
+    @property
+    def is_depthwise(self) -> bool:
+        """Whether its one kernel filters each channel apart: few weights that carry much."""
+        kernel = self.kernels[0]
+        return isinstance(self.layer, _DEPTHWISE) or (
+            isinstance(self.layer, _SEPARABLE) and kernel is self.layer.depthwise_kernel
+        )
+
+    @property
+    def has_units(self) -> bool:
+        """Whether whole units of it can be pruned: Dense and convolutions."""
+        return isinstance(self.layer, _WITH_UNITS) and not self.is_depthwise
+
+    @property
+    def unit_kernel(self) -> keras.Variable:
+        """The kernel whose slices are the units; of a separable convolution, the pointwise."""
+        return self.kernels[0]
+
+    @property
+    def unit_axis(self) -> int:
+        """The axis of `unit_kernel` that counts the units."""
+        return -2 if isinstance(self.layer, _CONV_TRANSPOSE) else -1
+
+    def alive_units(self, kernel: npt.NDArray[Any] | None = None) -> npt.NDArray[np.bool_]:
+        """Which units have a weight that is not zero, shape `(units,)`.
+
+        Args:
+            kernel: Values to look at instead of those of `unit_kernel`.
+        """
+        if kernel is None:
+            kernel = keras.ops.convert_to_numpy(self.unit_kernel)
+        columns = np.moveaxis(kernel, self.unit_axis, -1)
+        return (columns != 0).any(axis=tuple(range(columns.ndim - 1)))
+
+    @property
+    def bias(self) -> keras.Variable | None:
+        """The bias, shape `(units,)`, or `None`."""
+        return next((v for v in self.layer.weights if v.name == "bias"), None)
+
+
+def kernel_layers(model: keras.Model) -> list[KernelLayer]:
+    """Returns the layers that hold kernels, nested ones too, each once, in model order.
+
+    The kernels of Keras's Dense, EinsumDense, Embedding, convolutional and recurrent
+    layers, and of a layer from outside Keras each of its own trainable floating-point
+    weights with two axes or more that are longer than one and a name that does not end in
+    "bias". A layer that has no weights yet, since the model was built without it, is left
+    out.
+
+    Two layers of one name are called "block/dense#1" and "block/dense#2".
+
+    Raises:
+        TypeError: If `model` is not a Keras model.
+        ValueError: If the model is not built: it has no weights yet.
+    """
+    _check_is_model(model)
+    found = list(_walk(model))
+    unbuilt = [name for name, layer, _ in found if not layer.built]
+    found = [entry for entry in found if entry[1].built]
+    if not model.built or (unbuilt and not found):
+        raise ValueError(
+            f"Model '{model.name}' is not built, so it has no weights to prune"
+            + (f" (layers {unbuilt})" if unbuilt else "")
+            + ". Give it an Input layer, call model.build(input_shape), or call it on a batch."
+        )
+    layers = [layer for _, layer, _ in found]
+    heads = functools.cache(lambda: head_layers(model, layers))
+    return [
+        KernelLayer(name, layer, kernels, heads)
+        for name, (_, layer, kernels) in zip(_unique([f[0] for f in found]), found, strict=True)
+    ]
+
+
+def lora_layers(model: keras.Model) -> list[str]:
+    """Returns the names of the layers that add LoRA weights to their kernel."""
+    return [e.name for e in kernel_layers(model) if getattr(e.layer, "lora_enabled", False)]
+
+
+def _check_is_model(model: object) -> None:
+    if isinstance(model, keras.Model):
+        return
+    package = type(model).__module__.split(".")[0]
+    kind = type(model).__name__
+    if package == "tf_keras":
+        raise TypeError(
+            f"Received a model of tf_keras, the Keras before 3: tf_keras {kind}. Save it there with "
+            "model.save('model.h5') and load it here with keras.saving.load_model('model.h5')."
+        )
+    raise TypeError(f"Expected a Keras model. Received: {kind}")
+
+
+def _walk(model: keras.Model) -> Iterator[tuple[str, keras.Layer, tuple[keras.Variable, ...]]]:
+    """Yields (name, layer, kernels) of each layer that holds kernels or is not built yet."""
+    seen: set[int] = set()
+
+    def visit(
+        layer: keras.Layer, prefix: str, name: str
+    ) -> Iterator[tuple[str, keras.Layer, tuple[keras.Variable, ...]]]:
+        of_keras = isinstance(layer, _WITH_KERNELS)
+        kernels = _kernels(layer)
+        if isinstance(layer, _SEPARABLE) and kernels:
+            yield f"{name}/depthwise_kernel", layer, (layer.depthwise_kernel,)
+        if kernels or (of_keras and not layer.built):
+            yield name, layer, kernels
+        if of_keras:
+            return
+        for child in sublayers(layer):
+            if id(child) not in seen:
+                seen.add(id(child))
+                yield from visit(child, f"{prefix}{child.name}/", prefix + child.name)
+
+    return visit(model, "", model.name)
+
+
+def _kernels(layer: keras.Layer) -> tuple[keras.Variable, ...]:
+    """The kernels of a layer, without those of the layers inside it; that of its units first."""
+    if not layer.built:
+        return ()
+    known = isinstance(layer, _WITH_KERNELS)
+    found = [v for v in layer.weights if v.name in _KERNEL_NAMES] if known else []
+    # A recurrent layer holds the weights of its cells, which may be of the user's own.
+    own = all_layers(layer) if isinstance(layer, kl.RNN) else [layer]
+    found += [
+        v
+        for part in own
+        if not is_of_keras(part)
+        for v in own_trainable_weights(part)
+        if _is_matrix(v)
+    ]
+    return tuple({id(v): v for v in found}.values())
+
+
+def _is_matrix(variable: keras.Variable) -> bool:
+    longer = sum(size > 1 for size in variable.shape)
+    is_float = "float" in keras.backend.standardize_dtype(variable.dtype)
+    return longer >= 2 and is_float and not variable.name.endswith("bias")
+
+
+def _unique(names: list[str]) -> list[str]:
+    """The names, numbered where several layers share one: "dense#1", "dense#2"."""
+    counts = collections.Counter(names)
+    seen: collections.Counter[str] = collections.Counter()
+    numbered = []
+    for name in names:
+        seen[name] += 1
+        numbered.append(f"{name}#{seen[name]}" if counts[name] > 1 else name)
+    return numbered
