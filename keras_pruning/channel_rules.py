@@ -41,23 +41,23 @@ def rule_of(operation: Any) -> Rule:
 def _dense(graph: ChannelGraph, call: Call) -> Signal:
     layer = call.operation
     x = graph.on_axis(call.inputs[0], -1, f"'{layer.name}' sums over another axis")
-    kernel = _array(layer.kernel)[None]  # (1, channels, units)
     graph.cut(layer, "kernel", 0, x.ids)
-    return _sum(graph, call, x, kernel, exact=True, size="units", unit_axis=1)
+    return _sum(graph, call, x, exact=True, size="units", unit_axis=1)
 
 
 def _conv(graph: ChannelGraph, call: Call) -> Signal:
     layer = call.operation
     x = _on_channels(graph, call)
-    kernel = _windows(layer.kernel)  # (window, channels, filters)
     rank = len(layer.kernel.shape)
     if layer.groups == 1:
         graph.cut(layer, "kernel", rank - 2, x.ids)
-        return _sum(graph, call, x, kernel, _is_exact(layer), "filters", rank - 1)
+        return _sum(graph, call, x, _is_exact(layer), "filters", rank - 1)
     if layer.groups != len(x.ids):
         raise NoRule(f"has {layer.groups} groups of several channels")
     multiplier = layer.filters // layer.groups
-    values = _depthwise_values(kernel.reshape(len(kernel), layer.groups, multiplier), x, layer)
+    values = _depthwise_values(graph, layer.kernel, multiplier, x, layer)
+    if graph.what_if is not None:
+        values = np.zeros(layer.filters)
     ids = graph.make_units(layer, np.repeat(x.ids, multiplier))
     graph.cut(layer, "kernel", rank - 1, ids)
     graph.resize(layer, "filters", ids)
@@ -68,53 +68,64 @@ def _conv(graph: ChannelGraph, call: Call) -> Signal:
 def _conv_transpose(graph: ChannelGraph, call: Call) -> Signal:
     layer = call.operation
     x = _on_channels(graph, call)
-    kernel = _windows(layer.kernel).swapaxes(1, 2)  # stored as (window, filters, channels)
     rank = len(layer.kernel.shape)
     graph.cut(layer, "kernel", rank - 1, x.ids)
     # A position hears as many weights of the window as reach it: the same for all if one.
     exact = math.prod(layer.kernel_size) == 1 and math.prod(_pair(layer.strides)) == 1
-    return _sum(graph, call, x, kernel, exact, "filters", rank - 2)
+    return _sum(graph, call, x, exact, "filters", rank - 2)
 
 
 def _separable(graph: ChannelGraph, call: Call) -> Signal:
     layer = call.operation
     x = _on_channels(graph, call)
     rank = len(layer.pointwise_kernel.shape)
-    values = _depthwise_values(_windows(layer.depthwise_kernel), x, layer)
+    values = _depthwise_values(graph, layer.depthwise_kernel, layer.depth_multiplier, x, layer)
     middle = np.repeat(x.ids, layer.depth_multiplier)
     graph.cut(layer, "depthwise_kernel", rank - 2, x.ids)
     graph.cut(layer, "pointwise_kernel", rank - 2, middle)
     between = Signal(x.shape, x.axis, middle, values)
-    pointwise = _windows(layer.pointwise_kernel)
-    return _sum(graph, call, between, pointwise, True, "filters", rank - 1, "pointwise_kernel")
+    return _sum(graph, call, between, True, "filters", rank - 1, "pointwise_kernel")
 
 
 def _sum(
     graph: ChannelGraph,
     call: Call,
     x: Signal,
-    kernel: npt.NDArray[Any],
     exact: bool,
     size: str,
     unit_axis: int,
     variable: str = "kernel",
 ) -> Signal:
-    """A layer whose units sum over all channels; kernel of shape (window, channels, units).
+    """A layer whose units sum over all channels.
 
     `exact`: a constant channel adds the same at every position, also at the border.
     """
     layer = call.operation
+    stored = getattr(layer, variable)
     known = x.values if exact else np.where(x.values == 0, 0.0, np.nan)
-    graph.absorb(layer, x.ids, known, kernel)
+    if graph.what_if is not None:
+        graph.absorb(layer, x.ids, known, np.ones((1, len(x.ids), 1)))
+        values = np.zeros(stored.shape[unit_axis])
+    else:
+        kernel = _windows(stored)
+        if unit_axis == len(stored.shape) - 2:
+            kernel = kernel.swapaxes(1, 2)  # stored as (window, filters, channels)
+        graph.absorb(layer, x.ids, known, kernel)
+        values = _sums(kernel, known)
+    ids = graph.make_units(layer, graph.new(len(values)))
+    graph.cut(layer, variable, unit_axis, ids)
+    graph.resize(layer, size, ids)
+    return _with_bias(graph, call, x.axis, ids, values)
+
+
+def _sums(kernel: npt.NDArray[Any], known: FloatArray) -> FloatArray:
+    """The constants that units sum up to, (units,); kernel of shape (window, channels, units)."""
     varies = np.isnan(known)
     constant = np.flatnonzero(~varies & (known != 0))
     sums = kernel[:, constant].sum(axis=0, dtype=np.float64)  # (constants, units)
     values = known[constant] @ sums
     values[(kernel[:, varies] != 0).any(axis=(0, 1))] = np.nan
-    ids = graph.make_units(layer, graph.new(kernel.shape[-1]))
-    graph.cut(layer, variable, unit_axis, ids)
-    graph.resize(layer, size, ids)
-    return _with_bias(graph, call, x.axis, ids, values)
+    return values
 
 
 def _with_bias(
@@ -123,7 +134,8 @@ def _with_bias(
     """Adds the bias and goes through the layer's activation."""
     layer = call.operation
     if layer.use_bias:
-        values = values + _array(layer.bias)
+        pruned = graph.what_if is not None and layer in graph.units
+        values = values if pruned else values + _array(layer.bias)
         graph.cut(layer, "bias", 0, ids)
     sent = Signal(call.output_shape, axis, ids, values).carrying(values)
     if not _is_elementwise(layer.activation):
@@ -135,18 +147,20 @@ def _with_bias(
 def _depthwise(graph: ChannelGraph, call: Call) -> Signal:
     layer = call.operation
     x = _on_channels(graph, call)
-    values = _depthwise_values(_windows(layer.kernel), x, layer)
+    values = _depthwise_values(graph, layer.kernel, layer.depth_multiplier, x, layer)
     graph.cut(layer, "kernel", len(layer.kernel.shape) - 2, x.ids)
     ids = np.repeat(x.ids, layer.depth_multiplier)
     return _with_bias(graph, call, x.axis, ids, values)
 
 
-def _depthwise_values(kernel: npt.NDArray[Any], x: Signal, layer: keras.Layer) -> FloatArray:
-    """What each channel sends on by itself, (channels * multiplier,).
-
-    The kernel has the shape (window, channels, multiplier).
-    """
+def _depthwise_values(
+    graph: ChannelGraph, stored: keras.Variable, multiplier: int, x: Signal, layer: keras.Layer
+) -> FloatArray:
+    """What each channel sends on by itself, (channels * multiplier,)."""
     known = x.values if _is_exact(layer) else np.where(x.values == 0, 0.0, np.nan)
+    if graph.what_if is not None and not np.nan_to_num(known).any():
+        return np.repeat(known, multiplier)  # zeros and what varies: whatever the kernel
+    kernel = _array(stored).reshape(-1, len(x.ids), multiplier)
     sums = kernel.sum(axis=0, dtype=np.float64)
     silent = ~(kernel != 0).any(axis=0)
     return np.where(silent, 0.0, known[:, None] * sums).reshape(-1)
@@ -172,6 +186,8 @@ def _batch_norm(graph: ChannelGraph, call: Call) -> Signal:
     }
     for name in held:
         graph.cut(layer, name, 0, x.ids)
+    if graph.what_if is not None and layer in graph.what_if:
+        held |= {name: np.zeros_like(held[name]) for name in held if name != "moving_variance"}
     scale = held.get("gamma", 1.0) / np.sqrt(held["moving_variance"] + layer.epsilon)
     centred = np.where(scale == 0, 0.0, scale * (x.values - held["moving_mean"]))
     return x.carrying(centred + held.get("beta", 0.0))
@@ -308,7 +324,9 @@ def _merge(
             rows.append(joined[-1].values)
         else:
             graph.block(operand.ids, f"'{call.operation.name}' spreads it over other units")
-            rows.append(operand.values if operand.axis == axis else np.array([np.nan]))
+            # It is never pruned: what it would send then is not what it sends.
+            known = operand.axis == axis and graph.what_if is None
+            rows.append(operand.values if known else np.array([np.nan]))
     for other in joined[1:]:
         graph.join(joined[0].ids, other.ids)
     with np.errstate(all="ignore"):  # what is not finite counts as varying

@@ -1,27 +1,52 @@
 """The walk through a model: the channels of every tensor, call after call."""
 
+from collections.abc import Collection
 from typing import Any
 
 import keras
 import numpy as np
 
 from keras_pruning.channel_rules import rule_of
-from keras_pruning.channels import Call, ChannelGraph, NoRule, Shape, Signal
-from keras_pruning.graph import functional_graph, nodes_in_order
+from keras_pruning.channels import Call, ChannelGraph, IntArray, NoRule, Shape, Signal
+from keras_pruning.graph import batch_norms_after, functional_graph, kernel_layers, nodes_in_order
 
-__all__ = ["trace_channels"]
+__all__ = ["prunable_groups", "trace_channels"]
 
 
-def trace_channels(model: keras.Model) -> ChannelGraph | None:
+def trace_channels(
+    model: keras.Model, what_if: Collection[keras.Layer] | None = None
+) -> ChannelGraph | None:
     """Follows the channels of a built model; `None` for a model that shows no graph."""
     function = functional_graph(model)
     if function is None:
         return None
-    graph = ChannelGraph()
+    graph = ChannelGraph(what_if)
     inputs = [_fresh(graph, t.shape, "it is the model's input") for t in function.inputs]
     for signal in _trace(graph, function, inputs):
         graph.block(signal.ids, "it is the model's output")
     return graph
+
+
+def prunable_groups(
+    model: keras.Model,
+) -> tuple[dict[keras.Layer, IntArray], dict[int, str]] | None:
+    """Returns which units `shrink` could remove once `prune_units` had set them to zero.
+
+    No large kernel is read: every weight behind a unit counts as not zero.
+
+    Returns:
+        For each layer that makes units the group of each of its units, which can only go
+        together, shape `(units,)`; and group to reason for the groups that can never go.
+        Layers that are not followed, as those inside a custom layer, are not in the first:
+        their units can never go. `None` for a model that shows no graph.
+    """
+    layers = [entry.layer for entry in kernel_layers(model) if entry.has_units]
+    norms = {norm for layer in layers for norm in batch_norms_after(model, layer)}
+    graph = trace_channels(model, what_if=norms)
+    if graph is None:
+        return None
+    groups = graph.groups()
+    return {layer: groups[ids] for layer, ids in graph.units.items()}, graph.reasons(groups)
 
 
 def _fresh(graph: ChannelGraph, shape: Shape, reason: str) -> Signal:

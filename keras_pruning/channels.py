@@ -9,7 +9,7 @@ This module holds the book-keeping; `channel_rules` knows the layers, `channel_w
 through a model.
 """
 
-from collections.abc import Hashable
+from collections.abc import Collection, Hashable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -92,9 +92,13 @@ class ChannelGraph:
     `sizes` the entries of its configuration that count them, `units` the ids of the
     units it makes, `folds` what its bias takes over from removed inputs, `refused` the
     layers that have no rule, and why.
+
+    With `what_if` kernels are not read: every unit counts as pruned, with the scale, offset
+    and mean of these BatchNormalization layers, and every weight that reads one as not zero.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, what_if: Collection[keras.Layer] | None = None) -> None:
+        self.what_if = what_if
         self.cuts: dict[keras.Layer, dict[tuple[str, int], IntArray]] = {}
         self.sizes: dict[keras.Layer, dict[Hashable, IntArray]] = {}
         self.units: dict[keras.Layer, IntArray] = {}
