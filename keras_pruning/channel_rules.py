@@ -213,10 +213,12 @@ def _elementwise(graph: ChannelGraph, call: Call) -> Signal:
 
 
 def _same(graph: ChannelGraph, call: Call) -> Signal:
-    """Nothing happens at inference."""
-    if getattr(call.operation, "noise_shape", None) is not None:
-        raise NoRule("has a noise shape")
-    return call.input
+    """Nothing happens at inference; for training the shape of the noise follows."""
+    layer, x = call.operation, call.input
+    noise_shape = getattr(layer, "noise_shape", None)
+    if noise_shape is not None and noise_shape[x.axis] not in (None, 1):
+        graph.resize(layer, ("noise_shape", x.axis), x.ids)
+    return x
 
 
 def _pad(graph: ChannelGraph, call: Call) -> Signal:

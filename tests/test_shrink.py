@@ -511,6 +511,19 @@ def test_several_inputs_and_outputs_keep_their_names_and_sizes():
         np.testing.assert_allclose(numpy(found[name]), numpy(expected[name]), rtol=1e-5)
 
 
+@pytest.mark.parametrize("kind", [kl.Dropout, kl.AlphaDropout])
+@pytest.mark.parametrize("noise_shape", [(None, 1, 1), (None, 5, None), (8, 1, 4)])
+def test_dropout_with_a_noise_shape_loses_units_and_trains_on(kind, noise_shape):
+    layers = [kl.Dense(4, name="hidden"), kind(0.5, noise_shape), kl.Flatten(), kl.Dense(2)]
+    model = keras.Sequential([keras.Input((5, 3)), *layers])
+    pruned = kp.prune_units(randomize(model, np.random.default_rng(0)), 0.5, layers=["hidden"])
+    shrunken, after, reasons = shrink_and_compare(pruned)
+    assert after["hidden"] == 2
+    assert not reasons["hidden"]
+    shrunken.compile("sgd", "mse")
+    shrunken.fit(np.ones((8, 5, 3)), np.ones((8, 2)), batch_size=8, verbose=0)
+
+
 # What stays, and why
 
 
@@ -522,7 +535,6 @@ def test_several_inputs_and_outputs_keep_their_names_and_sizes():
         kl.LSTM(3, name="odd"),
         kl.TimeDistributed(kl.Dense(3), name="odd"),
         kl.Rescaling([1.0, 2.0, 3.0, 4.0], name="odd"),
-        kl.Dropout(0.5, noise_shape=(None, 1, 4), name="odd"),
         kl.EinsumDense("abc,cd->abd", (5, 3), name="odd"),
     ],
     ids=lambda layer: type(layer).__name__,
