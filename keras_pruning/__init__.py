@@ -7,11 +7,12 @@ from keras_pruning.gradual import GradualPruning, polynomial_sparsity
 from keras_pruning.iterative import prune_iteratively, rewind
 from keras_pruning.masks import n_of_m_mask, unit_mask, weight_mask
 from keras_pruning.measure import Latency, Measurement, compare, measure
-from keras_pruning.prune import prunable_layers, prune_units, prune_weights, summary
+from keras_pruning.prune import prunable_layers, prune_units, prune_weights
 from keras_pruning.sensitivity import sensitivity_sweep, suggest_sparsities
 from keras_pruning.shrink import shrink
 from keras_pruning.sparse import SparseModel
 from keras_pruning.store import load_results
+from keras_pruning.summary import summary
 from keras_pruning.sweep import sparsity_sweep
 from keras_pruning.taylor import taylor_scores
 from keras_pruning.workers import limit_threads, local_processes

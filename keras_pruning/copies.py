@@ -319,6 +319,6 @@ def _cannot_be_copied(model: keras.Model, error: Exception) -> ValueError:
     says = " ".join(str(error).split())
     return ValueError(
         f"Model '{model.name}' ({type(model).__name__}) cannot be copied, since Keras cannot make "
-        "it anew from its configuration. Give its own layers and models a get_config() that returns "
-        f"the arguments of __init__. Keras says: {says[:300]}{'...' * (len(says) > 300)}"
+        "it anew from its configuration. Give its own layers and models a get_config() that "
+        f"returns the arguments of __init__. Keras says: {says[:300]}{'...' * (len(says) > 300)}"
     )

@@ -23,13 +23,13 @@ from keras_pruning.dense_chain import read_dense_chain
 from keras_pruning.graph import copy_for_inference, kernel_layers
 from keras_pruning.masks import check_sparsity, count_nonzero
 from keras_pruning.prune import (
-    Scope,
     apply_unit_masks,
     apply_weight_masks,
     prunable_layers,
     unit_masks,
     weight_masks,
 )
+from keras_pruning.selection import Scope
 from keras_pruning.sparse_chain import sparse_forward
 
 if TYPE_CHECKING:

@@ -19,10 +19,10 @@ from keras_pruning.prune import (
     apply_weight_masks,
     prune_units,
     prune_weights,
-    summary,
     unit_masks,
     weight_masks,
 )
+from keras_pruning.summary import summary
 
 __all__ = ["GradualPruning", "polynomial_sparsity"]
 

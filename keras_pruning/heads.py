@@ -98,7 +98,9 @@ class _Follower:
         function = functional_graph(operation)
         if function is not None:
             matched = len(received) == len(function.inputs)
-            return self._graph(function, received if matched else [everything] * len(function.inputs))
+            return self._graph(
+                function, received if matched else [everything] * len(function.inputs)
+            )
         try:
             hearing = listen(operation, inside, example_of_call(node))
         except CannotRun:  # each of them may be last

@@ -131,8 +131,9 @@ def _check_is_model(model: object) -> None:
     kind = type(model).__name__
     if package == "tf_keras":
         raise TypeError(
-            f"Received a model of tf_keras, the Keras before 3: tf_keras {kind}. Save it there with "
-            "model.save('model.h5') and load it here with keras.saving.load_model('model.h5')."
+            f"Received a model of tf_keras, the Keras before 3: tf_keras {kind}. Save it there "
+            "with model.save('model.h5') and load it here with "
+            "keras.saving.load_model('model.h5')."
         )
     raise TypeError(f"Expected a Keras model. Received: {kind}")
 

@@ -266,7 +266,9 @@ def _random(shape: Any, dtype: str) -> npt.NDArray[Any]:
         sizes[0] = _EXAMPLES
     rng = np.random.default_rng(0)
     if "float" in dtype:
-        return rng.random(sizes, np.float32).astype(np.dtype("float32") if dtype == "bfloat16" else dtype)
+        return rng.random(sizes, np.float32).astype(
+            np.dtype("float32") if dtype == "bfloat16" else dtype
+        )
     return rng.integers(0, 2, sizes).astype(dtype)
 
 

@@ -6,58 +6,56 @@ without this library.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import keras
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 
-from keras_pruning.channel_walk import trace_channels
-from keras_pruning.graph import (
-    KernelLayer,
-    batch_norms_after,
-    copy_model,
-    kernel_layers,
-    linear_chain,
+from keras_pruning.copies import copy_model
+from keras_pruning.functional import batch_norms_after
+from keras_pruning.kernels import kernel_layers
+from keras_pruning.masks import masks_by_magnitude, masks_by_score, num_pruned
+from keras_pruning.scores import (
+    Read,
+    Score,
+    check_score,
+    kernel_arrays,
+    pattern_sparsity,
+    scores_in_pattern,
+    unit_scores,
+    weight_scores,
 )
-from keras_pruning.masks import (
-    check_floats,
-    check_sparsity,
-    masks_by_magnitude,
-    masks_by_score,
-    n_of_m_mask_by_score,
-    num_pruned,
-    unit_norms,
+from keras_pruning.selection import (
+    Chosen,
+    Layers,
+    Scope,
+    UnitGroups,
+    choose,
+    default_names,
+    in_copy,
+    unit_groups,
 )
 
 __all__ = [
-    "Read",
     "apply_unit_masks",
     "apply_weight_masks",
+    "emptied_kernels",
     "prunable_layers",
     "prune_units",
     "prune_weights",
-    "summary",
     "unit_masks",
     "weight_masks",
     "weights_under_unit_masks",
     "weights_under_weight_masks",
 ]
 
-Scope = Literal["layer", "global"]
-Score = (
-    Literal["magnitude", "random"]
-    | Callable[[npt.NDArray[Any]], npt.ArrayLike]
-    | Mapping[str, Any]  # layer name to scores
-)
-Layers = Iterable[str] | Mapping[str, float] | None
 BoolArray = npt.NDArray[np.bool_]
-WeightMasks = Mapping[str, Sequence[BoolArray]]  # layer name to a mask a kernel
-UnitMasks = Mapping[str, BoolArray]  # layer name to a mask of (units,)
+WeightMasks = Mapping[int, Sequence[BoolArray]]  # place in kernel_layers to a mask a kernel
+UnitMasks = Mapping[int, BoolArray]  # place in kernel_layers to a mask of (units,)
 Masked = tuple[keras.Variable, npt.NDArray[Any]]  # a variable and its values under a mask
-Read = Callable[[keras.Variable], npt.NDArray[Any]]  # returns a variable's values
 
 
 def prune_weights(
@@ -72,25 +70,33 @@ def prune_weights(
 ) -> keras.Model:
     """Returns a copy of the model with its least important weights set to zero.
 
-    Of each layer's kernel (or of all together) `round(sparsity * n)` weights become
-    zero, the smallest |w| first (Han et al. 2015, "Learning both Weights and
-    Connections for Efficient Neural Networks"). Weights that are zero already count
-    among them and go first. Biases stay. The model passed in is not changed.
+    Of each kernel (or of all together) `round(sparsity * n)` weights become zero, the
+    smallest |w| first (Han et al. 2015, "Learning both Weights and Connections for
+    Efficient Neural Networks"). Weights that are zero already count among them and go
+    first. Biases stay. The model passed in is not changed.
+
+    Kernels are those of Keras's Dense, EinsumDense, Embedding, convolutional and
+    recurrent layers, and the trainable matrices of layers of your own. Two are spared
+    unless `layers` names them: the output layer, and depthwise kernels, which are few
+    weights that carry much ("sep/depthwise_kernel" of a separable convolution "sep").
+    `summary` shows what is spared. A warning names a kernel of which nothing is left.
+    LoRA weights are merged into the kernel that is pruned.
 
     Args:
         model: A built Keras model.
         sparsity: Share of the weights to prune, a float in [0, 1]; left out when
             `layers` is a dict.
-        scope: "layer": each layer loses the same share; "global": all layers are
-            ranked together.
+        scope: "layer": each kernel loses the same share, ranked by itself; "global": all
+            are ranked together.
         score: "magnitude", "random" (the control), a function from a kernel to scores
             of its shape, or a dict of layer name to an array of scores a kernel, as
             `taylor_scores` returns it; the lowest go first.
         pattern: `(n, m)`: of every m consecutive weights along the input axis n stay,
             as in `n_of_m_mask`; (2, 4) is what NVIDIA's sparse tensor cores take. Then
             `sparsity` may be left out, for all that the pattern prunes, or be lower.
-        layers: Names of the layers to prune (as `prunable_layers` gives them), or a
-            dict of name to sparsity. By default all but the output layer.
+        layers: Names of the layers to prune (as `summary` gives them) or the layers
+            themselves, or a dict of either to sparsity. A layer without kernels stands
+            for those inside it.
         seed: Seed of `score="random"`.
 
     Returns:
@@ -99,7 +105,8 @@ def prune_weights(
     Raises:
         TypeError: If an argument is of the wrong type, or a kernel not of a floating
             type.
-        ValueError: If the model is not built, a layer is unknown, the sparsity
+        ValueError: If the model is not built or cannot be copied, a layer is unknown or
+            its name fits two, it cannot be told which layer is the output, the sparsity
             outside [0, 1] or above what the pattern prunes, a kernel or score holds
             NaN, the pattern does not divide a kernel, or an option is unknown.
 
@@ -107,13 +114,14 @@ def prune_weights(
     >>> dense = keras.layers.Dense
     >>> model = keras.Sequential([keras.Input((8,)), dense(10), dense(3)])
     >>> pruned = prune_weights(model, 0.75)
-    >>> summary(pruned)["sparsity"].tolist()
-    [0.75, 0.0]
+    >>> [int((layer.get_weights()[0] == 0).sum()) for layer in pruned.layers]  # of 80 and 30
+    [60, 0]
     """
-    masks = weight_masks(
-        model, sparsity, scope=scope, score=score, pattern=pattern, layers=layers, seed=seed
-    )
+    chosen = _chosen_for_weights(model, sparsity, scope, score, pattern, layers)
     pruned = copy_model(model)
+    chosen = in_copy(chosen, pruned)
+    masks = _weight_masks(chosen, scope, score, pattern, seed, keras.ops.convert_to_numpy)
+    _warn_of_emptied(pruned, masks, {one.place for one in chosen if one.share < 1})
     apply_weight_masks(pruned, masks)
     return pruned
 
@@ -133,7 +141,9 @@ def prune_units(
 
     A unit is a column of a Dense kernel or a filter of a convolution. Of each layer
     `round(sparsity * units)` go, the smallest norms first, but a sparsity below 1
-    leaves one. With a unit go its bias and the scale, offset and moving mean of a
+    leaves one. By default only units that `shrink` can remove afterwards: not those of the
+    output layer, of a residual stream that a LayerNormalization reads, or whatever else
+    `summary` shows as spared. With a unit go its bias and the scale, offset and moving mean of a
     BatchNormalization behind it, so that it sends on the activation of zero. (Li et
     al. 2016, "Pruning Filters for Efficient ConvNets".) The model passed in is not
     changed.
@@ -150,8 +160,8 @@ def prune_units(
             array of scores `(units,)`, as `taylor_scores` returns it; the lowest go
             first.
         order: Order p of the norm; a positive number or `inf`.
-        layers: Names of the layers to prune, or a dict of name to sparsity. By
-            default all Dense and convolutional layers but the output layer.
+        layers: Names of the layers to prune or the layers themselves, or a dict of either
+            to sparsity: any Dense and convolutional layers but the output layer.
         coupled: Whether units whose outputs are added or otherwise combined, as in the
             branches of a residual network, are ranked by their joint norm (the root
             mean square of theirs; of other scores the mean) and pruned together, so
@@ -171,20 +181,24 @@ def prune_units(
     Example:
     >>> dense = keras.layers.Dense
     >>> model = keras.Sequential([keras.Input((8,)), dense(10), dense(3)])
-    >>> summary(prune_units(model, 0.6))["zero_units"].tolist()
-    [6, 0]
+    >>> hidden = prune_units(model, 0.6).layers[0]
+    >>> int((hidden.get_weights()[0] == 0).all(axis=0).sum())
+    6
     """
-    masks = unit_masks(
-        model,
-        sparsity,
-        scope=scope,
-        score=score,
-        order=order,
-        layers=layers,
-        coupled=coupled,
-        seed=seed,
-    )
+    chosen = _chosen_for_units(model, sparsity, scope, score, layers)
+    groups = unit_groups(model, [one.entry for one in chosen])
     pruned = copy_model(model)
+    masks = _unit_masks(
+        in_copy(chosen, pruned),
+        groups,
+        layers is None,
+        scope,
+        score,
+        order,
+        coupled,
+        seed,
+        keras.ops.convert_to_numpy,
+    )
     apply_unit_masks(pruned, masks)
     return pruned
 
@@ -194,33 +208,18 @@ def prunable_layers(
 ) -> list[str]:
     """Returns the names of the layers that are pruned by default, in model order.
 
-    Every layer with kernels but the output layer: Dense, EinsumDense, convolutions,
-    Embedding and recurrent layers, for `method="units"` Dense and convolutions. A
-    layer in a nested model is called "outer/inner".
+    For weights every layer with kernels but the output layer and depthwise kernels; for
+    `method="units"` the Dense and convolutional layers with units that can be removed.
+    A layer in another one is called "outer/inner", two of one name "dense#1", "dense#2".
 
     Raises:
         TypeError: If `model` is not a Keras model.
-        ValueError: If the model is not built or the method unknown.
+        ValueError: If the model is not built, the method unknown, or it cannot be told
+            which layer is the output.
     """
-    _check_choice("method", method, ("weights", "units"))
-    return [k.name for k in _candidates(model, method == "units") if not k.is_output]
-
-
-def summary(model: keras.Model) -> pd.DataFrame:
-    """Returns a table of the model's kernels, a row a layer.
-
-    Args:
-        model: A built Keras model.
-
-    Returns:
-        DataFrame with the columns `layer`, `type`, `shape` (of the kernel, or of
-        each), `weights`, `zeros`, `sparsity` (zeros / weights), `units`,
-        `zero_units`, `unit_sparsity` (missing where a layer has no units), `output`
-        (whether it is spared as the output layer).
-    """
-    return pd.DataFrame([_summary_row(k) for k in kernel_layers(model)]).astype(
-        {"units": "Int64", "zero_units": "Int64"}
-    )
+    if method not in ("weights", "units"):
+        raise ValueError(f"method must be one of ['weights', 'units']. Received: method={method!r}")
+    return default_names(model, kernel_layers(model), units=method == "units")
 
 
 def weight_masks(
@@ -233,31 +232,10 @@ def weight_masks(
     layers: Layers = None,
     seed: int | None = None,
     read: Read = keras.ops.convert_to_numpy,
-) -> dict[str, list[BoolArray]]:
-    """Returns the masks that `prune_weights` applies: layer name to a mask a kernel."""
-    _check_choice("scope", scope, ("layer", "global"))
-    _check_score(score)
-    if pattern is not None and sparsity is None and not isinstance(layers, Mapping):
-        sparsity = _pattern_sparsity(pattern)
-    chosen = _choose(model, sparsity, layers, scope, units=False)
-    groups = [list(chosen)] if scope == "global" else [[name] for name in chosen]
-    rng = np.random.default_rng(seed)
-    masks: dict[str, list[BoolArray]] = {}
-    for names in groups:
-        kernels = [k for name in names for k in _kernel_arrays(chosen[name][0], read)]
-        count = num_pruned(sum(k.size for k in kernels), chosen[names[0]][1])
-        if score == "magnitude" and pattern is None:
-            flat = iter(masks_by_magnitude(kernels, count))
-        else:
-            scores = [
-                s for name in names for s in _weight_scores(chosen[name][0], score, rng, read)
-            ]
-            if pattern is not None:
-                entries = [chosen[name][0] for name in names]
-                scores = _scores_in_pattern(entries, scores, pattern, count)
-            flat = iter(masks_by_score(scores, count))
-        masks |= {name: [next(flat) for _ in chosen[name][0].kernels] for name in names}
-    return masks
+) -> dict[int, list[BoolArray]]:
+    """Returns the masks that `prune_weights` applies, by the place in `kernel_layers(model)`."""
+    chosen = _chosen_for_weights(model, sparsity, scope, score, pattern, layers)
+    return _weight_masks(chosen, scope, score, pattern, seed, read)
 
 
 def unit_masks(
@@ -271,26 +249,11 @@ def unit_masks(
     coupled: bool = True,
     seed: int | None = None,
     read: Read = keras.ops.convert_to_numpy,
-) -> dict[str, BoolArray]:
-    """Returns the masks that `prune_units` applies: layer name to a mask of `(units,)`."""
-    _check_choice("scope", scope, ("layer", "global"))
-    _check_score(score)
-    chosen = _choose(model, sparsity, layers, scope, units=True)
-    rng = np.random.default_rng(seed)
-    scores = {name: _unit_scores(k, score, order, rng, read) for name, (k, _) in chosen.items()}
-    groups = _coupled_groups(model, {name: k for name, (k, _) in chosen.items()}) if coupled else {}
-    if groups:
-        shares = {name: share for name, (_, share) in chosen.items()}
-        return _coupled_unit_masks(scores, groups, shares, scope, score == "magnitude")
-    if scope == "global":
-        share = next(iter(chosen.values()))[1]
-        return _global_unit_masks(scores, share)
-    return {
-        name: masks_by_score(
-            [scores[name]], num_pruned(scores[name].size, share, at_least_one_left=True)
-        )[0]
-        for name, (_, share) in chosen.items()
-    }
+) -> dict[int, BoolArray]:
+    """Returns the masks that `prune_units` applies, by the place in `kernel_layers(model)`."""
+    chosen = _chosen_for_units(model, sparsity, scope, score, layers)
+    groups = unit_groups(model, [one.entry for one in chosen])
+    return _unit_masks(chosen, groups, layers is None, scope, score, order, coupled, seed, read)
 
 
 def apply_weight_masks(model: keras.Model, masks: WeightMasks) -> None:
@@ -319,21 +282,162 @@ def weights_under_unit_masks(
     return _weights_with(model, _masked_by_unit(model, masks, read), read)
 
 
+def emptied_kernels(model: keras.Model, masks: WeightMasks) -> list[str]:
+    """Returns the names of the layers that have a kernel of which the masks leave nothing."""
+    entries = kernel_layers(model)
+    return [
+        entries[place].name
+        for place, of_kernels in masks.items()
+        if not all(mask.any() for mask in of_kernels)
+    ]
+
+
+def _warn_of_emptied(model: keras.Model, masks: WeightMasks, places: set[int]) -> None:
+    names = emptied_kernels(model, {place: masks[place] for place in places})
+    if names:
+        warnings.warn(
+            f"Nothing is left of a kernel of the layers {names}: what they send no longer depends "
+            "on their input. Lower the sparsity, or leave them out by `layers=[names]`.",
+            stacklevel=3,
+        )
+
+
+def _chosen_for_weights(
+    model: keras.Model,
+    sparsity: float | None,
+    scope: Scope,
+    score: Score,
+    pattern: tuple[int, int] | None,
+    layers: Layers,
+) -> list[Chosen]:
+    _check_scope(scope)
+    check_score(score)
+    if pattern is not None and sparsity is None and not isinstance(layers, Mapping):
+        sparsity = pattern_sparsity(pattern)
+    return choose(model, sparsity, layers, scope, units=False)
+
+
+def _chosen_for_units(
+    model: keras.Model, sparsity: float | None, scope: Scope, score: Score, layers: Layers
+) -> list[Chosen]:
+    _check_scope(scope)
+    check_score(score)
+    return choose(model, sparsity, layers, scope, units=True)
+
+
+def _weight_masks(
+    chosen: Sequence[Chosen],
+    scope: Scope,
+    score: Score,
+    pattern: tuple[int, int] | None,
+    seed: int | None,
+    read: Read,
+) -> dict[int, list[BoolArray]]:
+    rng = np.random.default_rng(seed)
+    by_magnitude = score == "magnitude" and pattern is None
+    rows = [(one, kernel) for one in chosen for kernel in one.entry.kernels]
+    ranked = [
+        array  # the kernel itself, or its scores
+        for one in chosen
+        for array in (
+            kernel_arrays(one.entry, read)
+            if by_magnitude
+            else weight_scores(one.entry, score, rng, read)
+        )
+    ]
+    everything = list(range(len(rows)))
+    masks: dict[int, list[BoolArray]] = {one.place: [] for one in chosen}
+    for together in [everything] if scope == "global" else [[i] for i in everything]:
+        arrays = [ranked[i] for i in together]
+        count = num_pruned(sum(a.size for a in arrays), rows[together[0]][0].share)
+        if by_magnitude:
+            found = masks_by_magnitude(arrays, count)
+        else:
+            if pattern is not None:
+                kernels = [(rows[i][0].entry, rows[i][1]) for i in together]
+                arrays = scores_in_pattern(kernels, arrays, pattern, count)
+            found = masks_by_score(arrays, count)
+        for i, mask in zip(together, found, strict=True):
+            masks[rows[i][0].place].append(mask)
+    return masks
+
+
+def _unit_masks(
+    chosen: Sequence[Chosen],
+    groups: Sequence[UnitGroups] | None,
+    by_default: bool,
+    scope: Scope,
+    score: Score,
+    order: float,
+    coupled: bool,
+    seed: int | None,
+    read: Read,
+) -> dict[int, BoolArray]:
+    """Prunes units that can go by default, and all units of layers that were named."""
+    rng = np.random.default_rng(seed)
+    scores = [unit_scores(one.entry, score, order, rng, read) for one in chosen]
+    if by_default and groups is not None:
+        allowed = [known.can_go for known in groups]
+    else:
+        allowed = [np.ones(s.size, bool) for s in scores]
+    ranked = [_by_layer_mean(s) for s in scores] if scope == "global" else scores
+    limits = [
+        # A layer that keeps units of its own accord may lose all others.
+        num_pruned(int(may_go.sum()), share, at_least_one_left=bool(may_go.all()))
+        for may_go, share in zip(allowed, (one.share for one in chosen), strict=True)
+    ]
+    total = sum(limits)
+    if scope == "global":
+        share = chosen[0].share
+        limits = [int(m.sum()) - (share < 1 and bool(m.all())) for m in allowed]
+        total = min(num_pruned(sum(int(m.sum()) for m in allowed), share), sum(limits))
+    if coupled and groups is not None and _spans_layers(groups):
+        kept = _coupled_unit_masks(ranked, groups, allowed, limits, total, score == "magnitude")
+    elif scope == "global":
+        kept = _global_unit_masks(ranked, allowed, total, best_stays=chosen[0].share < 1)
+    else:
+        kept = [
+            masks_by_score([np.where(may_go, s, np.inf)], count)[0]
+            for s, may_go, count in zip(ranked, allowed, limits, strict=True)
+        ]
+    return {one.place: mask for one, mask in zip(chosen, kept, strict=True)}
+
+
+def _spans_layers(groups: Sequence[UnitGroups]) -> bool:
+    """Whether a group holds units of several layers."""
+    distinct = [np.unique(known.groups) for known in groups]
+    return sum(d.size for d in distinct) > np.unique(np.concatenate(distinct)).size
+
+
+def _global_unit_masks(
+    scores: Sequence[npt.NDArray[Any]],
+    allowed: Sequence[BoolArray],
+    count: int,
+    *,
+    best_stays: bool,
+) -> list[BoolArray]:
+    ranked = [np.where(may_go, s, np.inf) for s, may_go in zip(scores, allowed, strict=True)]
+    if best_stays:  # of each layer
+        for s in ranked:
+            s[s.size - 1 - np.argmax(s[::-1])] = math.inf  # the last of equals: ties by position
+    return masks_by_score(ranked, count)
+
+
 def _masked_by_weight(
     model: keras.Model, masks: WeightMasks, read: Read = keras.ops.convert_to_numpy
 ) -> Iterator[Masked]:
-    for entry in kernel_layers(model):
-        for variable, mask in zip(entry.kernels, masks.get(entry.name, ()), strict=False):
+    entries = kernel_layers(model)
+    for place, of_kernels in masks.items():
+        for variable, mask in zip(entries[place].kernels, of_kernels, strict=True):
             yield variable, _zero_unless(mask, read(variable))
 
 
 def _masked_by_unit(
     model: keras.Model, masks: UnitMasks, read: Read = keras.ops.convert_to_numpy
 ) -> Iterator[Masked]:
-    for entry in kernel_layers(model):
-        if entry.name not in masks:
-            continue
-        mask = masks[entry.name]
+    entries = kernel_layers(model)
+    for place, mask in masks.items():
+        entry = entries[place]
         # (units,) -> (units, 1) where the units are the last axis but one
         of_kernel = mask.reshape(-1, *[1] * (-1 - entry.unit_axis))
         yield entry.unit_kernel, _zero_unless(of_kernel, read(entry.unit_kernel))
@@ -350,262 +454,37 @@ def _zero_unless(mask: BoolArray, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 
 def _weights_with(
-    model: keras.Model, changed: Iterable[Masked], read: Read
+    model: keras.Model, changed: Iterator[Masked], read: Read
 ) -> list[npt.NDArray[Any]]:
     values = {id(variable): array for variable, array in changed}
     return [values[id(v)] if id(v) in values else read(v) for v in model.weights]
 
 
-def _candidates(model: keras.Model, units: bool) -> list[KernelLayer]:
-    return [k for k in kernel_layers(model) if k.has_units or not units]
-
-
-def _choose(
-    model: keras.Model, sparsity: float | None, layers: Layers, scope: Scope, *, units: bool
-) -> dict[str, tuple[KernelLayer, float]]:
-    """Returns name to (layer, sparsity) of the layers to prune, in model order."""
-    entries = {k.name: k for k in _candidates(model, units)}
-    wanted = _wanted_sparsities(entries, sparsity, layers)
-    if not wanted:
-        raise ValueError(
-            f"Model '{model.name}' has no layer to prune: its layers with "
-            f"{'units' if units else 'kernels'} are {list(entries)}, and the output layer is "
-            "spared unless `layers=` names it (for weights only)."
-        )
-    if scope == "global" and isinstance(layers, Mapping):
-        raise ValueError(
-            "scope='global' ranks all layers together, so it takes one sparsity, not a dict. "
-            "Pass sparsity=... and layers=[names]."
-        )
-    unknown = [name for name in wanted if name not in entries]
-    if unknown:
-        raise ValueError(
-            f"Model '{model.name}' has no prunable layer {unknown}. "
-            f"Its layers with {'units' if units else 'kernels'} are: {list(entries)}"
-        )
-    outputs = [name for name in wanted if entries[name].is_output]
-    if units and outputs:
-        raise ValueError(
-            f"Layer {outputs[0]!r} is the model's output: its units are its answers and cannot "
-            "be pruned. Leave it out of `layers=`, or prune its weights with prune_weights."
-        )
-    return {name: (entries[name], wanted[name]) for name in entries if name in wanted}
-
-
-def _wanted_sparsities(
-    entries: Mapping[str, KernelLayer], sparsity: float | None, layers: Layers
-) -> dict[str, float]:
-    if isinstance(layers, str):
-        raise TypeError(f"layers must be a list of names or a dict. Received: layers={layers!r}")
-    if isinstance(layers, Mapping):
-        if sparsity is not None:
-            raise ValueError("Give the sparsities either in `layers=` or as `sparsity`, not both.")
-        return {name: check_sparsity(share) for name, share in layers.items()}
-    if sparsity is None:
-        raise ValueError("Give a sparsity in [0, 1], or a dict of layer name to sparsity.")
-    share = check_sparsity(sparsity)
-    if layers is None:
-        return {name: share for name, entry in entries.items() if not entry.is_output}
-    return dict.fromkeys(layers, share)
-
-
-def _kernel_arrays(entry: KernelLayer, read: Read) -> list[npt.NDArray[Any]]:
-    return [_kernel_array(entry, variable, read) for variable in entry.kernels]
-
-
-def _kernel_array(entry: KernelLayer, variable: keras.Variable, read: Read) -> npt.NDArray[Any]:
-    return check_floats(read(variable), f"The {variable.name} of layer '{entry.name}'")
-
-
-def _weight_scores(
-    entry: KernelLayer, score: Score, rng: np.random.Generator, read: Read
-) -> list[npt.NDArray[Any]]:
-    kernels = _kernel_arrays(entry, read)
-    if isinstance(score, Mapping):
-        given = _given_scores(score, entry)
-        arrays = given if isinstance(given, (list, tuple)) else [given]
-        scores = _checked_scores(entry, arrays, [kernel.shape for kernel in kernels])
-    elif callable(score):
-        scores = [_called_score(score, kernel, kernel.shape) for kernel in kernels]
-    elif score == "random":
-        scores = [rng.random(kernel.shape, np.float32) for kernel in kernels]
-    else:
-        scores = [np.abs(kernel) for kernel in kernels]
-    for array, kernel in zip(scores, kernels, strict=True):
-        array[kernel == 0] = -math.inf  # already pruned
-    return scores
-
-
-def _scores_in_pattern(
-    entries: Sequence[KernelLayer],
-    scores: Sequence[npt.NDArray[Any]],
-    pattern: tuple[int, int],
-    count: int,
-) -> list[npt.NDArray[Any]]:
-    """Returns the scores, infinite where the pattern keeps the weight."""
-    _pattern_sparsity(pattern)
-    kernels = [(entry, variable) for entry in entries for variable in entry.kernels]
-    ranked = []
-    for (entry, variable), array in zip(kernels, scores, strict=True):
-        axis = _input_axis(entry, variable)
-        try:
-            kept = n_of_m_mask_by_score(array, *pattern, axis=axis)
-        except ValueError as error:
-            raise ValueError(
-                f"The pattern does not fit the {variable.name} of layer '{entry.name}': {error}. "
-                "Leave the layer out by `layers=[names]`."
-            ) from error
-        ranked.append(np.where(kept, np.inf, array).astype(array.dtype))
-    prunable = sum(int(np.count_nonzero(array < np.inf)) for array in ranked)
-    if count > prunable:
-        raise ValueError(
-            f"The pattern {pattern} prunes {prunable} weights of {[e.name for e in entries]} "
-            f"at most, a sparsity of {_pattern_sparsity(pattern):.3g}; {count} were asked for. "
-            "Leave out `sparsity`, or lower it."
-        )
-    return ranked
-
-
-def _input_axis(entry: KernelLayer, variable: keras.Variable) -> int:
-    """The axis of a kernel over which its layer sums."""
-    sums = entry.has_units or isinstance(entry.layer, keras.layers.RNN)
-    if not sums or variable.name == "depthwise_kernel":
-        raise ValueError(
-            f"The {variable.name} of layer '{entry.name}' ({type(entry.layer).__name__}) has no "
-            "axis for an n:m pattern, which Dense, convolutional and recurrent kernels have. "
-            "Leave the layer out by `layers=[names]`."
-        )
-    return -1 if entry.unit_axis == -2 else -2  # a transposed convolution has them swapped
-
-
-def _pattern_sparsity(pattern: tuple[int, int]) -> float:
-    if not isinstance(pattern, (tuple, list)) or len(pattern) != 2:
-        raise ValueError(f"pattern must be a pair (n, m), as (2, 4). Received: {pattern!r}")
-    n, m = pattern
-    whole = all(isinstance(k, int) and not isinstance(k, bool) for k in pattern)
-    if not whole or not 0 < n < m:
-        raise ValueError(
-            "pattern (n, m) keeps n of every m weights, whole numbers with 0 < n < m. "
-            f"Received: pattern={pattern!r}"
-        )
-    return (m - n) / m
-
-
-def _unit_scores(
-    entry: KernelLayer, score: Score, order: float, rng: np.random.Generator, read: Read
-) -> npt.NDArray[Any]:
-    kernel = np.moveaxis(_kernel_array(entry, entry.unit_kernel, read), entry.unit_axis, -1)
-    norms = unit_norms(kernel, order=order)
-    if score == "magnitude":
-        return norms
-    if isinstance(score, Mapping):
-        (scores,) = _checked_scores(entry, [_given_scores(score, entry)], [norms.shape])
-    elif callable(score):
-        scores = _called_score(score, kernel, norms.shape)
-    else:
-        scores = rng.random(norms.shape)
-    scores[norms == 0] = -math.inf  # already pruned
-    return scores
-
-
-def _called_score(
-    score: Callable[[npt.NDArray[Any]], npt.ArrayLike],
-    kernel: npt.NDArray[Any],
-    shape: tuple[int, ...],
-) -> npt.NDArray[Any]:
-    scores = np.array(score(kernel))  # a copy: the function may return the kernel itself
-    if scores.shape != shape:
-        raise ValueError(
-            f"score must return scores of shape {shape} for a kernel of shape {kernel.shape}. "
-            f"Received: scores of shape {scores.shape}"
-        )
-    return check_floats(scores, "The array that score returned")
-
-
-def _given_scores(score: Mapping[str, Any], entry: KernelLayer) -> Any:
-    if entry.name not in score:
-        raise ValueError(
-            f"score has no scores for layer '{entry.name}'. It has them for: {list(score)}"
-        )
-    return score[entry.name]
-
-
-def _checked_scores(
-    entry: KernelLayer, arrays: Sequence[npt.ArrayLike], shapes: Sequence[tuple[int, ...]]
-) -> list[npt.NDArray[Any]]:
-    scores = [np.array(array) for array in arrays]  # copies: the pruned get the lowest score
-    if [array.shape for array in scores] != list(shapes):
-        raise ValueError(
-            f"score must hold scores of shapes {list(shapes)} for layer '{entry.name}'. "
-            f"Received: {[array.shape for array in scores]}"
-        )
-    return [check_floats(array, f"score of layer '{entry.name}'") for array in scores]
-
-
-def _global_unit_masks(
-    scores: Mapping[str, npt.NDArray[Any]], share: float
-) -> dict[str, BoolArray]:
-    count = num_pruned(sum(s.size for s in scores.values()), share)
-    if share < 1:  # the best unit of each layer stays
-        count = min(count, sum(s.size - 1 for s in scores.values()))
-    ranked = [_by_layer_mean(s) for s in scores.values()]
-    for s in ranked:
-        s[s.size - 1 - np.argmax(s[::-1])] = math.inf  # the last of equals: ties go by position
-    return dict(zip(scores, masks_by_score(ranked, count), strict=True))
-
-
-def _coupled_groups(
-    model: keras.Model, entries: Mapping[str, KernelLayer]
-) -> dict[str, npt.NDArray[np.int64]]:
-    """Returns name to the group of each unit, `{}` if no group spans several of the layers."""
-    graph = None if _is_plain_chain(model) else trace_channels(model)
-    if graph is None:
-        return {}
-    numbers = graph.groups()
-    found: dict[str, npt.NDArray[np.int64]] = {}
-    free = len(numbers)  # numbers for units that are not followed
-    for name, entry in entries.items():
-        count = entry.unit_kernel.shape[entry.unit_axis]
-        ids = graph.units.get(entry.layer)
-        found[name] = np.arange(free, free + count) if ids is None else numbers[ids]
-        free += count
-    distinct = [np.unique(groups) for groups in found.values()]
-    spans = sum(d.size for d in distinct) > np.unique(np.concatenate(distinct)).size
-    return found if spans else {}
-
-
-def _is_plain_chain(model: keras.Model) -> bool:
-    chain = linear_chain(model)
-    return chain is not None and not any(isinstance(layer, keras.Model) for layer in chain)
-
-
 def _coupled_unit_masks(
-    scores: Mapping[str, npt.NDArray[Any]],
-    groups: Mapping[str, npt.NDArray[np.int64]],
-    shares: Mapping[str, float],
-    scope: Scope,
+    scores: Sequence[npt.NDArray[Any]],
+    groups: Sequence[UnitGroups],
+    allowed: Sequence[BoolArray],
+    limits: Sequence[int],
+    total: int,
     squared: bool,
-) -> dict[str, BoolArray]:
+) -> list[BoolArray]:
     """Prunes whole groups of units while their layers' counts allow it, then single units."""
-    layers = np.repeat(np.arange(len(scores)), [s.size for s in scores.values()])
-    ranked = [_by_layer_mean(s) if scope == "global" else s for s in scores.values()]
-    own = np.concatenate([s.astype(np.float64) for s in ranked])
-    group = np.unique(np.concatenate(list(groups.values())), return_inverse=True)[1]
-    limits = [num_pruned(s.size, shares[n], at_least_one_left=True) for n, s in scores.items()]
-    total = sum(limits)
-    if scope == "global":
-        share = next(iter(shares.values()))
-        total = num_pruned(own.size, share)
-        limits = [s.size - (share < 1) for s in scores.values()]
+    sizes = [s.size for s in scores]
+    layers = np.repeat(np.arange(len(scores)), sizes)
+    own = np.concatenate([s.astype(np.float64) for s in scores])
+    may_go = np.concatenate(list(allowed))
+    group = np.unique(np.concatenate([known.groups for known in groups]), return_inverse=True)[1]
     kept = np.ones(own.size, bool)
-    left = np.array([*limits, min(total, sum(limits))])
+    left = np.array([*limits, total])
     members = np.split(np.argsort(group, kind="stable"), np.cumsum(np.bincount(group))[:-1])
-    together = np.array([_joint_score(own[m], squared) for m in members])
+    members = [units for units in members if may_go[units].all()]
+    together = np.array([_joint_score(own[units], squared) for units in members])
     for units in [members[i] for i in np.argsort(together, kind="stable")]:
         _prune_if_allowed(units, layers, kept, left)
     for unit in np.argsort(own, kind="stable"):
-        _prune_if_allowed(np.array([unit]), layers, kept, left)
-    return dict(zip(scores, np.split(kept, np.flatnonzero(np.diff(layers)) + 1), strict=True))
+        if may_go[unit]:
+            _prune_if_allowed(np.array([unit]), layers, kept, left)
+    return np.split(kept, np.cumsum(sizes)[:-1])
 
 
 def _joint_score(scores: npt.NDArray[np.float64], squared: bool) -> float:
@@ -635,35 +514,6 @@ def _by_layer_mean(scores: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return np.array(scores / mean if mean > 0 else scores, np.float64)
 
 
-def _summary_row(entry: KernelLayer) -> dict[str, Any]:
-    arrays = [keras.ops.convert_to_numpy(v) for v in entry.kernels]
-    weights = sum(a.size for a in arrays)
-    zeros = weights - sum(np.count_nonzero(a) for a in arrays)
-    shapes = [a.shape for a in arrays]
-    units: int | None = None
-    zero_units: int | None = None
-    if entry.has_units:
-        alive = entry.alive_units()
-        units, zero_units = alive.size, alive.size - int(np.count_nonzero(alive))
-    return {
-        "layer": entry.name,
-        "type": type(entry.layer).__name__,
-        "shape": shapes[0] if len(shapes) == 1 else shapes,
-        "weights": weights,
-        "zeros": zeros,
-        "sparsity": zeros / weights,
-        "units": units,
-        "zero_units": zero_units,
-        "unit_sparsity": zero_units / units if units and zero_units is not None else math.nan,
-        "output": entry.is_output,
-    }
-
-
-def _check_choice(name: str, value: object, known: Sequence[str]) -> None:
-    if value not in known:
-        raise ValueError(f"{name} must be one of {list(known)}. Received: {name}={value!r}")
-
-
-def _check_score(score: Score) -> None:
-    if not callable(score) and not isinstance(score, Mapping):
-        _check_choice("score", score, ("magnitude", "random"))
+def _check_scope(scope: object) -> None:
+    if scope not in ("layer", "global"):
+        raise ValueError(f"scope must be one of ['layer', 'global']. Received: scope={scope!r}")

@@ -10,13 +10,13 @@ from tqdm import tqdm
 
 from keras_pruning.masks import check_sparsity
 from keras_pruning.prune import (
-    Score,
     prunable_layers,
     unit_masks,
     weight_masks,
     weights_under_unit_masks,
     weights_under_weight_masks,
 )
+from keras_pruning.scores import Score
 from keras_pruning.sweep import (
     SPARSITIES,
     Weights,

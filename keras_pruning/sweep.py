@@ -10,27 +10,26 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import keras
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from keras_pruning.copies import copy_model, loss_head, model_config, without_lora
 from keras_pruning.dense_chain import read_dense_chain
-from keras_pruning.graph import copy_model, kernel_layers, loss_head, model_config
 from keras_pruning.masks import check_sparsity, count_nonzero
 from keras_pruning.prune import (
-    Read,
-    Scope,
-    Score,
-    prunable_layers,
     unit_masks,
     weight_masks,
     weights_under_unit_masks,
     weights_under_weight_masks,
 )
+from keras_pruning.scores import Read, Score
+from keras_pruning.selection import Scope, layer_names
 from keras_pruning.sparse_chain import sparse_forward
+from keras_pruning.summary import pruned_share
 from keras_pruning.tasks import Job, Results, run_jobs
 from keras_pruning.threads import count_cores, one_blas_thread
 from keras_pruning.workers import (
@@ -73,7 +72,7 @@ def sparsity_sweep(
     sparsities: Sequence[float] = SPARSITIES,
     repeats: int = 1,
     scope: Scope = "layer",
-    layers: Sequence[str] | None = None,
+    layers: Iterable[str | keras.Layer] | None = None,
     seed: int = 0,
     batch_size: int = 1000,
     progress: bool = True,
@@ -133,6 +132,8 @@ def sparsity_sweep(
         raise ValueError(f"repeats must be a whole number from 1. Received: repeats={repeats!r}")
     if isinstance(layers, Mapping):
         raise TypeError("layers must be a list of names here: the sweep gives the sparsities.")
+    names = None if layers is None else layer_names(model, layers)
+    model = without_lora(model)  # what it computes with is what is pruned
     functions = methods if isinstance(methods, Mapping) else check_methods(methods)
     asked = [check_sparsity(sparsity) for sparsity in sparsities]
     points = [
@@ -147,13 +148,13 @@ def sparsity_sweep(
     options = _Options(
         tuple((name, function_name(f) if travels and f else f) for name, f in functions.items()),
         scope,
-        None if layers is None else tuple(layers),
+        names,
         batch_size,
     )
     tasks: list[dict[str, Any]] = [asdict(point) for point in points]
     if store is not None:
-        identity, names = _identity(model, x, y, options), dict(options.functions)
-        tasks = [identity | task | {"function": names[task["method"]]} for task in tasks]
+        identity, by_method = _identity(model, x, y, options), dict(options.functions)
+        tasks = [identity | task | {"function": by_method[task["method"]]} for task in tasks]
     results = Results(tasks, store, progress=progress, label="Sweep")
     if executor is None:
         at_once = _points_at_once(model, options, len(results.missing))
@@ -291,7 +292,7 @@ def _cached_measurer(
 def _identity(model: keras.Model, x: Any, y: Any, options: _Options) -> dict[str, Any]:
     """Returns what tells this sweep's points from those of other sweeps in one store."""
     config = model_config(model)
-    compiled = config.pop("compile_config", None) or {}
+    compiled = model.get_compile_config() or {}
     config |= {name: compiled.get(name) for name in ("loss", "loss_weights", "metrics")}
     architecture = json.dumps(config, sort_keys=True, default=str).encode()
     weights = _digest_of_arrays(model.get_weights())
@@ -405,14 +406,8 @@ def measured_sparsity(
     """Returns the share of zeros among the weights, or units, of the layers that are pruned."""
     values = dict(zip(map(id, model.weights), weights, strict=True))
     of_units = method in METHODS and method.endswith("units")
-    names = prunable_layers(model, "units" if of_units else "weights") if layers is None else layers
-    chosen = [entry for entry in kernel_layers(model) if entry.name in names]
-    if of_units:
-        kept = [entry.alive_units(values[id(entry.unit_kernel)]) for entry in chosen]
-    else:
-        kept = [values[id(variable)] for entry in chosen for variable in entry.kernels]
-    total = sum(array.size for array in kept)
-    return (total - sum(map(count_nonzero, kept))) / total
+    kind: Literal["weights", "units"] = "units" if of_units else "weights"
+    return pruned_share(model, kind, layers, read=lambda variable: values[id(variable)])
 
 
 def check_data(model: keras.Model, x: Any, y: Any) -> None:

@@ -104,18 +104,41 @@ def test_biases_stay_under_weight_pruning():
     [
         (kl.Conv2D(5, 3), (8, 8, 2)),
         (kl.Conv2DTranspose(5, 3), (8, 8, 2)),
-        (kl.DepthwiseConv2D(3, depth_multiplier=2), (8, 8, 2)),
-        (kl.SeparableConv1D(5, 3), (8, 2)),
         (kl.EinsumDense("abc,cd->abd", (8, 5)), (8, 2)),
         (kl.LSTM(5, return_sequences=True), (8, 2)),
         (kl.Bidirectional(kl.GRU(5)), (8, 2)),
     ],
 )
-def test_any_layer_with_kernels_loses_the_exact_count(layer, shape, sparsity):
+@pytest.mark.filterwarnings("ignore:Nothing is left of a kernel")
+def test_each_kernel_of_a_layer_loses_the_exact_count_by_itself(layer, shape, sparsity):
     model = keras.Sequential([keras.Input(shape), layer, kl.Flatten(), kl.Dense(2)])
-    table = kp.summary(kp.prune_weights(model, sparsity))
-    assert table["zeros"].tolist()[:-1] == [round(sparsity * n) for n in table["weights"][:-1]]
-    assert table["zeros"].tolist()[-1] == 0
+    pruned = kp.prune_weights(model, sparsity)
+    for before, after in zip(model.weights, pruned.weights, strict=True):
+        if "kernel" in before.name and before not in model.layers[-1].weights:
+            expected = numpy(before).ravel()
+            expected[np.argsort(np.abs(expected))[: round(sparsity * expected.size)]] = 0
+            np.testing.assert_array_equal(numpy(after).ravel(), expected)
+        else:
+            np.testing.assert_array_equal(numpy(after), numpy(before))
+
+
+@pytest.mark.parametrize(
+    "layer, spared, pruned_by_default",
+    [
+        (kl.DepthwiseConv2D(3, depth_multiplier=2, name="conv"), "conv", {}),
+        (kl.SeparableConv2D(5, 3, name="conv"), "conv/depthwise_kernel", {"conv": 5}),
+    ],
+)
+def test_depthwise_kernels_are_spared_unless_they_are_named(layer, spared, pruned_by_default):
+    model = keras.Sequential(
+        [keras.Input((8, 8, 2)), layer, kl.Flatten(), kl.Dense(30), kl.Dense(2)]
+    )
+    by_default = column(kp.prune_weights(model, 0.5), "zeros").to_dict()
+    assert by_default.pop(spared) == 0
+    assert {"conv": by_default.get("conv")} == ({"conv": None} | pruned_by_default)
+    named = column(kp.prune_weights(model, 0.5, layers=[spared]), "zeros")
+    assert named[spared] == column(model, "weights")[spared] / 2
+    assert named.sum() == named[spared]
 
 
 def test_half_precision_kernels_keep_their_dtype():
@@ -285,7 +308,7 @@ def test_prunable_layers_leave_out_the_output_and_for_units_what_has_none():
         ]
     )
     assert kp.prunable_layers(model) == ["embedding", "conv", "lstm"]
-    assert kp.prunable_layers(model, "units") == ["conv"]
+    assert kp.prunable_layers(model, "units") == []  # the LSTM keeps all units it reads
 
 
 def test_summary_has_a_row_a_layer():
@@ -302,6 +325,7 @@ def test_summary_has_a_row_a_layer():
             "zero_units": 2,
             "unit_sparsity": 0.5,
             "output": False,
+            "spared": "",
         },
         {
             "layer": "logits",
@@ -314,6 +338,7 @@ def test_summary_has_a_row_a_layer():
             "zero_units": 0,
             "unit_sparsity": 0.0,
             "output": True,
+            "spared": "output",
         },
     ]
 

@@ -79,6 +79,12 @@ def shrink_and_compare(model):
 # Random models
 
 
+def zero_units(model, masks):
+    """Zeroes units of the layers of these names, as prune_units would."""
+    places = {entry.name: place for place, entry in enumerate(kernel_layers(model))}
+    apply_unit_masks(model, {places[name]: mask for name, mask in masks.items()})
+
+
 class RandomModel:
     """A functional model of random layers behind each other and beside each other."""
 
@@ -226,9 +232,9 @@ class RandomModel:
         """Zeroes random units, at times without their bias and BatchNormalization."""
         if self.coin(0.3):
             chosen = kp.prunable_layers(model, "units")
-            apply_unit_masks(
-                model, unit_masks(model, float(self.rng.uniform(0, 0.99)), layers=chosen)
-            )
+            share = float(self.rng.uniform(0, 0.99))
+            if chosen:
+                apply_unit_masks(model, unit_masks(model, share, layers=chosen))
             return
         for entry in kernel_layers(model):
             if not entry.has_units or entry.is_output:
@@ -237,7 +243,7 @@ class RandomModel:
             gone = self.rng.permutation(count)[: int(self.rng.uniform(0, 0.99) * count)]
             keep = ~np.isin(np.arange(count), gone)
             if self.coin(0.6):
-                apply_unit_masks(model, {entry.name: keep})
+                zero_units(model, {entry.name: keep})
             else:
                 kernel = np.moveaxis(numpy(entry.unit_kernel).copy(), entry.unit_axis, -1)
                 kernel *= keep
@@ -381,7 +387,7 @@ def test_channels_before_positions_are_flattened_in_the_order_of_the_data_format
     x = kl.Permute((2, 1))(kl.Conv1D(3, 1, name="conv")(kl.Permute((2, 1))(inputs)))
     flat = kl.Flatten(data_format=data_format)(x)
     model = randomize(keras.Model(inputs, kl.Dense(2, name="last")(flat)), np.random.default_rng(0))
-    apply_unit_masks(model, {"conv": np.array([True, False, True])})
+    zero_units(model, {"conv": np.array([True, False, True])})
     shrunken, after, _ = shrink_and_compare(model)
     assert after["conv"] == 2
     rows = (3, 4) if data_format == "channels_last" else (4, 3)  # channels, positions; reversed
@@ -418,7 +424,7 @@ def residual(dead_left, dead_right, merge=lambda a, b: a + b):
     model = keras.Model(inputs, kl.Dense(2, name="last")(merge(left, right)))
     randomize(model, np.random.default_rng(0))
     masks = {"left": dead_left, "right": dead_right}
-    apply_unit_masks(model, {k: ~np.isin(np.arange(4), dead) for k, dead in masks.items()})
+    zero_units(model, {k: ~np.isin(np.arange(4), dead) for k, dead in masks.items()})
     return model
 
 
@@ -478,9 +484,9 @@ def test_a_shared_layer_is_cut_once_for_all_its_calls():
     model = keras.Model(inputs, kl.Dense(2)(shared(shared(first(inputs)))))
     randomize(model, np.random.default_rng(0))
     mask = np.array([True, False, True, True])
-    apply_unit_masks(model, {"shared": mask})
+    zero_units(model, {"shared": mask})
     assert shrink_and_compare(model)[1]["shared"] == 4  # `first` still speaks
-    apply_unit_masks(model, {"first": mask})
+    zero_units(model, {"first": mask})
     assert shrink_and_compare(model)[1]["shared"] == 3
 
 
@@ -562,7 +568,7 @@ def test_a_layer_called_for_training_is_not_followed():
     inputs = keras.Input((3,))
     x = kl.BatchNormalization(name="norm")(kl.Dense(4, name="hidden")(inputs), training=True)
     model = randomize(keras.Model(inputs, kl.Dense(2)(x)), np.random.default_rng(0))
-    apply_unit_masks(model, {"hidden": np.array([True, False, True, True])})
+    zero_units(model, {"hidden": np.array([True, False, True, True])})
     table = shrink(model, report=True)[1].set_index("layer")
     assert table["after"]["hidden"] == 4
     assert "'norm' (BatchNormalization) is called with ['training']" in table["reason"]["hidden"]

@@ -1,0 +1,238 @@
+"""Which layers are pruned, and how much: by default, or as the caller names them."""
+
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import keras
+import numpy as np
+import numpy.typing as npt
+
+from keras_pruning.channel_walk import prunable_groups
+from keras_pruning.functional import all_layers
+from keras_pruning.kernels import KernelLayer, kernel_layers
+from keras_pruning.masks import check_sparsity
+
+__all__ = [
+    "Chosen",
+    "Layers",
+    "Scope",
+    "UnitGroups",
+    "choose",
+    "default_names",
+    "in_copy",
+    "layer_names",
+    "unit_groups",
+]
+
+Scope = Literal["layer", "global"]
+LayerOrName = str | keras.Layer
+Layers = keras.Layer | Iterable[LayerOrName] | Mapping[LayerOrName, float] | None
+BoolArray = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A layer to prune: its place in `kernel_layers(model)`, and the share to prune."""
+
+    place: int
+    entry: KernelLayer
+    share: float
+
+
+@dataclass(frozen=True)
+class UnitGroups:
+    """What is known of the units of a layer: which go together, and which can go at all."""
+
+    groups: npt.NDArray[np.int64]  # (units,): units of one number can only go together
+    can_go: BoolArray  # (units,)
+    reason: str  # why those that cannot go stay
+
+
+def choose(
+    model: keras.Model, sparsity: float | None, layers: Layers, scope: Scope, *, units: bool
+) -> list[Chosen]:
+    """Returns the layers to prune, in model order.
+
+    By default all but heads and depthwise kernels; for units those of which a unit could be
+    removed, or all but heads, with a warning, in a model that shows no graph.
+
+    Args:
+        model: A built Keras model.
+        sparsity: Share to prune, or `None` if `layers` is a dict.
+        layers: Names or layers, a dict of either to shares, or `None` for the default.
+        scope: "layer" or "global".
+        units: Whether units are pruned, not weights.
+
+    Raises:
+        TypeError: If an argument is of the wrong type.
+        ValueError: If a layer is unknown or cannot be pruned, a sparsity out of range, or
+            the default not known.
+    """
+    entries = kernel_layers(model)
+    candidates = {e.name: place for place, e in enumerate(entries) if e.has_units or not units}
+    if scope == "global" and isinstance(layers, Mapping):
+        raise ValueError(
+            "scope='global' ranks all layers together, so it takes one sparsity, not a dict. "
+            "Pass sparsity=... and layers=[names]."
+        )
+    if isinstance(layers, Mapping):
+        if sparsity is not None:
+            raise ValueError("Give the sparsities either in `layers=` or as `sparsity`, not both.")
+        shares = {key: check_sparsity(share) for key, share in layers.items()}
+    elif sparsity is None:
+        raise ValueError("Give a sparsity in [0, 1], or a dict of layer name to sparsity.")
+    else:
+        share = check_sparsity(sparsity)
+        named = default_names(model, entries, units=units) if layers is None else _listed(layers)
+        shares = dict.fromkeys(named, share)
+    wanted = {
+        name: share
+        for key, share in shares.items()
+        for name in _names(model, entries, candidates, key, units)
+    }
+    if not wanted:
+        raise ValueError(_nothing_to_prune(model, list(candidates), units))
+    if units and layers is not None:
+        _check_no_head(entries, candidates, wanted)
+    return [
+        Chosen(place, entries[place], wanted[name])
+        for name, place in candidates.items()
+        if name in wanted
+    ]
+
+
+def layer_names(model: keras.Model, layers: Layers) -> tuple[str, ...]:
+    """Returns the names of the layers with kernels that are named or given, in model order.
+
+    Raises:
+        TypeError: As `choose`.
+        ValueError: As `choose`.
+    """
+    return tuple(one.entry.name for one in choose(model, 0.0, layers, "layer", units=False))
+
+
+def in_copy(chosen: list[Chosen], copied: keras.Model) -> list[Chosen]:
+    """Returns the same layers in a copy of the model: those of the same places."""
+    entries = kernel_layers(copied)
+    return [replace(one, entry=entries[one.place]) for one in chosen]
+
+
+def unit_groups(model: keras.Model, entries: list[KernelLayer]) -> list[UnitGroups] | None:
+    """Returns what is known of the units of each layer; `None` for a model without a graph.
+
+    Args:
+        model: A built Keras model.
+        entries: Layers of it that have units.
+    """
+    found = prunable_groups(model)
+    if found is None:
+        return None
+    by_layer, reasons = found
+    known = []
+    free = max((int(groups.max(initial=0)) for groups in by_layer.values()), default=0) + 1
+    for entry in entries:
+        count = entry.unit_kernel.shape[entry.unit_axis]
+        if entry.layer not in by_layer:
+            ids = np.arange(free, free + count)  # each alone
+            free += count
+            known.append(
+                UnitGroups(ids, np.zeros(count, bool), "it is inside a layer that shows no graph")
+            )
+            continue
+        groups = by_layer[entry.layer]
+        why = dict.fromkeys(reasons[g] for g in groups.tolist() if g in reasons)
+        can_go = np.array([g not in reasons for g in groups.tolist()], bool)
+        known.append(UnitGroups(groups, can_go, "; ".join(why)))
+    return known
+
+
+def default_names(model: keras.Model, entries: list[KernelLayer], *, units: bool) -> list[str]:
+    """Returns the names of the layers that are pruned unless the caller names others."""
+    if not units:
+        return [e.name for e in entries if not (e.is_depthwise or e.is_output)]
+    with_units = [e for e in entries if e.has_units]
+    known = unit_groups(model, with_units)
+    if known is not None:
+        return [e.name for e, k in zip(with_units, known, strict=True) if k.can_go.any()]
+    warnings.warn(
+        f"Model '{model.name}' ({type(model).__name__}) shows no graph, so it is not known which "
+        "units could be removed: all Dense and convolutional layers but its heads are pruned. "
+        "Name others by `layers=`.",
+        stacklevel=5,
+    )
+    return [e.name for e in with_units if not e.is_output]
+
+
+def _listed(layers: keras.Layer | Iterable[LayerOrName]) -> list[LayerOrName]:
+    if isinstance(layers, str):
+        raise TypeError(f"layers must be a list of names or a dict. Received: layers={layers!r}")
+    return [layers] if isinstance(layers, keras.Layer) else list(layers)
+
+
+def _names(
+    model: keras.Model,
+    entries: list[KernelLayer],
+    candidates: Mapping[str, int],
+    key: LayerOrName,
+    units: bool,
+) -> list[str]:
+    """The names of the entries that a name or layer stands for."""
+    kind = "units" if units else "kernels"
+    if isinstance(key, keras.Layer):
+        found = _names_of_layer([entries[place] for place in candidates.values()], key)
+        if not found:
+            raise ValueError(
+                f"Layer '{key.name}' is not one of model '{model.name}', or has no {kind}. "
+                f"Its layers with {kind} are: {list(candidates)}"
+            )
+        return found
+    if key in candidates:
+        return [key]
+    alike = [name for name in candidates if name.rsplit("#", 1)[0] == key]
+    if alike:
+        raise ValueError(
+            f"{key!r} fits {len(alike)} layers of model '{model.name}'. Say which: {alike}"
+        )
+    raise ValueError(
+        f"Model '{model.name}' has no prunable layer {key!r}. "
+        f"Its layers with {kind} are: {list(candidates)}"
+    )
+
+
+def _names_of_layer(entries: list[KernelLayer], layer: keras.Layer) -> list[str]:
+    """A layer's own name, or of a layer without kernels the names of those inside it."""
+    own = [e.name for e in entries if e.layer is layer]
+    if own:
+        return own[-1:]  # of a separable convolution the pointwise kernel
+    inside = set(map(id, all_layers(layer)))
+    return [e.name for e in entries if id(e.layer) in inside and not e.is_depthwise]
+
+
+def _check_no_head(
+    entries: list[KernelLayer], candidates: Mapping[str, int], wanted: Mapping[str, float]
+) -> None:
+    for name in wanted:
+        try:
+            is_output = entries[candidates[name]].is_output
+        except ValueError:  # it cannot be told: the caller knows better
+            return
+        if is_output:
+            raise ValueError(
+                f"Layer {name!r} is the model's output: its units are its answers and cannot be "
+                "pruned. Leave it out of `layers=`, or prune its weights with prune_weights."
+            )
+
+
+def _nothing_to_prune(model: keras.Model, names: list[str], units: bool) -> str:
+    if not units:
+        return (
+            f"Model '{model.name}' has no layer to prune: its layers with kernels are {names}, and "
+            "the output layer and depthwise kernels are spared unless `layers=` names them."
+        )
+    return (
+        f"Model '{model.name}' has no layer to prune: its layers with units are {names}, and "
+        "those of which no unit could be removed are spared unless `layers=` names them. "
+        "summary(model) says why."
+    )
