@@ -216,6 +216,8 @@ def _same(graph: ChannelGraph, call: Call) -> Signal:
     """Nothing happens at inference; for training the shape of the noise follows."""
     layer, x = call.operation, call.input
     noise_shape = getattr(layer, "noise_shape", None)
+    if noise_shape is not None and len(noise_shape) != len(x.shape):
+        raise NoRule(f"has the noise shape {noise_shape} for an input of shape {x.shape}")
     if noise_shape is not None and noise_shape[x.axis] not in (None, 1):
         graph.resize(layer, ("noise_shape", x.axis), x.ids)
     return x

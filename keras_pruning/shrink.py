@@ -77,10 +77,7 @@ def shrink(
     _keep_one_each(graph, groups, reasons)
     stays = np.isin(np.arange(groups.max(initial=-1) + 1), list(reasons))
     removed = ~stays[groups]
-    config = model_config(model)
-    _edit(config, model, graph, removed)
-    shrunken = model_from_config(model, config)
-    _fill(model, shrunken, graph, removed)
+    shrunken = _without(model, graph, removed) if removed.any() else _copy(model)
     return (shrunken, _report(model, graph, groups, reasons)) if report else shrunken
 
 
@@ -125,6 +122,31 @@ def _keep_one_each(graph: ChannelGraph, groups: npt.NDArray[Any], reasons: dict[
         reasons[int(groups[ids[0]])] = _KEPT_AS_LAST
 
 
+def _copy(model: keras.Model) -> keras.Model:
+    copied = model_from_config(model, model_config(model))
+    copy_state(model, copied)
+    return copied
+
+
+def _without(model: keras.Model, graph: ChannelGraph, removed: BoolArray) -> keras.Model:
+    config = _config(model)
+    _edit(config, model, graph, removed)
+    shrunken = model_from_config(model, config)
+    _fill(model, shrunken, graph, removed)
+    return shrunken
+
+
+def _config(model: keras.Layer) -> dict[str, Any]:
+    """The configuration of a functional model, layer by layer, whatever its class tells."""
+    config = model_config(model)
+    function = functional_graph(model)
+    if "layers" in config["config"] or function is None:
+        return config
+    plain = model_config(keras.Model(function.input, function.output, name=model.name))
+    plain["config"]["trainable"] = model.trainable
+    return plain | {key: config[key] for key in ("compile_config",) if key in config}
+
+
 def _edit(
     config: dict[str, Any], model: keras.Layer, graph: ChannelGraph, removed: BoolArray
 ) -> None:
@@ -134,8 +156,10 @@ def _edit(
     layers = {layer.name: layer for layer in _layers(model)}
     for entry in entries:
         entry.pop("build_config", None)
-        layer = layers.get(entry["config"]["name"])
+        layer = layers.get(entry.get("name") or entry["config"]["name"])
         if layer is not None and functional_graph(layer) is not None and layer not in graph.refused:
+            if "layers" not in entry["config"]:
+                entry |= _config(layer)
             _edit(entry, layer, graph, removed)
         for key, ids in graph.sizes.get(layer, {}).items():
             _set_size(entry["config"], key, int(np.count_nonzero(~removed[ids])))
@@ -171,8 +195,10 @@ def _fill(
     model: keras.Layer, shrunken: keras.Layer, graph: ChannelGraph, removed: BoolArray
 ) -> None:
     """Copies what is left of the weights."""
-    for layer in model.layers:
-        target = shrunken.get_layer(layer.name)
+    by_name = {target.name: target for target in shrunken.layers}
+    for layer, target in zip(model.layers, shrunken.layers, strict=True):
+        # A custom layer may have lost its name, never its place.
+        target = by_name.get(layer.name, target)
         if layer in graph.cuts and layer not in graph.refused:
             _fill_layer(layer, target, graph, removed)
         elif functional_graph(layer) is not None and layer not in graph.refused:
