@@ -40,7 +40,7 @@ def rule_of(operation: Any) -> Rule:
 
 def _dense(graph: ChannelGraph, call: Call) -> Signal:
     layer = call.operation
-    x = graph.on_axis(call.inputs[0], -1, f"'{layer.name}' sums over another axis")
+    x = graph.on_axis(call.inputs[0], -1, layer, "sums over another axis")
     graph.cut(layer, "kernel", 0, x.ids)
     return _sum(graph, call, x, exact=True, size="units", unit_axis=1)
 
@@ -178,7 +178,7 @@ def _batch_norm(graph: ChannelGraph, call: Call) -> Signal:
     layer = call.operation
     if getattr(layer, "renorm", False):
         raise NoRule("renormalizes")
-    x = graph.on_axis(call.inputs[0], layer.axis, f"'{layer.name}' normalizes another axis")
+    x = graph.on_axis(call.inputs[0], layer.axis, layer, "normalizes another axis")
     held = {
         name: _array(getattr(layer, name))
         for name in ("gamma", "beta", "moving_mean", "moving_variance")
@@ -206,7 +206,7 @@ def _prelu(graph: ChannelGraph, call: Call) -> Signal:
 def _elementwise(graph: ChannelGraph, call: Call) -> Signal:
     layer, x = call.operation, call.input
     if not _is_elementwise(getattr(layer, "activation", None)):
-        raise NoRule("mixes units or is unknown")
+        raise NoRule("has an activation that mixes units or is unknown")
     if np.ndim(getattr(layer, "scale", 0)) or np.ndim(getattr(layer, "offset", 0)):
         raise NoRule("holds numbers for each unit")
     return x.carrying(_through(layer.call, x.values))
@@ -324,7 +324,7 @@ def _merge(
         if isinstance(operand, float):
             rows.append(np.array([operand]))
         elif _spans(operand, axis, call):
-            joined.append(graph.on_axis(operand, axis, f"'{call.operation.name}' mixes axes"))
+            joined.append(graph.on_axis(operand, axis, call.operation, _OTHER_AXIS))
             rows.append(joined[-1].values)
         else:
             graph.block(operand.ids, f"'{call.operation.name}' spreads it over other units")
@@ -352,9 +352,9 @@ def _concatenate(graph: ChannelGraph, call: Call) -> Signal:
     axis = call.operation.axis % len(call.output_shape)
     axes = [s.axis for s in call.inputs if s.axis]
     if not axes:
-        raise NoRule("has inputs whose units cannot be followed")
+        raise NoRule("has no input that can be followed")
     along = axis if axis in axes else axes[0]
-    parts = [graph.on_axis(s, along, f"'{call.operation.name}' mixes axes") for s in call.inputs]
+    parts = [graph.on_axis(s, along, call.operation, _OTHER_AXIS) for s in call.inputs]
     if along == axis:
         ids = np.concatenate([part.ids for part in parts])
         return Signal(call.output_shape, axis, ids, np.concatenate([p.values for p in parts]))
@@ -380,7 +380,7 @@ def _on_channels(graph: ChannelGraph, call: Call) -> Signal:
     """The one input, on the axis that the layer's data format calls channels."""
     layer, signal = call.operation, call.inputs[0]
     axis = 1 if getattr(layer, "data_format", None) == "channels_first" else -1
-    return graph.on_axis(signal, axis, f"'{layer.name}' has its channels on another axis")
+    return graph.on_axis(signal, axis, layer, "has its channels on another axis")
 
 
 def _windows(kernel: keras.Variable) -> npt.NDArray[Any]:
@@ -432,6 +432,7 @@ _ACTIVATIONS = [
     )
     if hasattr(activations, name)
 ]  # fmt: skip
+_OTHER_AXIS = "combines it with units on another axis"
 _PLAIN = {kl.ReLU, kl.LeakyReLU, kl.ELU}
 _ADD: Rule = partial(_merge, combine=lambda rows: np.sum(rows, axis=0))
 _SUBTRACT: Rule = partial(_merge, combine=lambda rows: rows[0] - rows[1])

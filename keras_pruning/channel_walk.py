@@ -52,7 +52,7 @@ def prunable_groups(
 def _fresh(graph: ChannelGraph, shape: Shape, reason: str) -> Signal:
     size = shape[-1] if len(shape) > 1 else None
     if size is None:
-        return Signal.unknown(shape)
+        return Signal.unknown(shape, f"{reason}, of unknown size")
     ids = graph.new(size)
     graph.block(ids, reason)
     return Signal(shape, len(shape) - 1, ids, np.full(size, np.nan))
@@ -87,13 +87,15 @@ def _apply(graph: ChannelGraph, node: Any, inputs: list[Signal]) -> list[Signal]
         for signal in inputs:
             graph.block(signal.ids, reason)
         graph.refuse(operation, reason)
-        return [Signal.unknown(tuple(t.shape)) for t in node.output_tensors]
+        lost = next((signal.lost for signal in inputs if signal.lost), reason)
+        return [Signal.unknown(tuple(t.shape), lost) for t in node.output_tensors]
 
 
 def _arguments(node: Any, inputs: list[Signal]) -> list[Signal | float]:
     """The arguments of a call, if they are tensors and numbers and nothing else."""
-    if any(value is not None and value is not False for value in node.arguments.kwargs.values()):
-        raise NoRule(f"is called with {sorted(node.arguments.kwargs)}")
+    options = [k for k, v in node.arguments.kwargs.items() if v is not None and v is not False]
+    if options:
+        raise NoRule(f"is called with {sorted(options)}")
     signals = iter(inputs)
     given: list[Signal | float] = []
     for value in keras.tree.flatten(node.arguments.args):

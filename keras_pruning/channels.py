@@ -19,6 +19,8 @@ import numpy.typing as npt
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from keras_pruning.graph import all_layers
+
 __all__ = ["Call", "ChannelGraph", "Fold", "NoRule", "Shape", "Signal"]
 
 Shape = tuple[int | None, ...]
@@ -39,11 +41,12 @@ class Signal:
     axis: int  # 0, the batch axis: nothing is known of the tensor
     ids: IntArray  # (channels,)
     values: FloatArray  # (channels,): the number the channel always is, NaN if it varies
+    lost: str = ""  # why nothing is known
 
     @staticmethod
-    def unknown(shape: Shape) -> "Signal":
+    def unknown(shape: Shape, why: str) -> "Signal":
         """A tensor of whose channels nothing is known."""
-        return Signal(shape, 0, np.zeros(0, np.int64), np.zeros(0))
+        return Signal(shape, 0, np.zeros(0, np.int64), np.zeros(0), why)
 
     def reshaped(self, shape: Shape, axis: int, channels: IntArray) -> "Signal":
         """The signal where axis `axis` of `shape` counts these of its channels."""
@@ -66,8 +69,10 @@ class Call:
     @property
     def input(self) -> Signal:
         """The one input; its axis is known."""
-        if len(self.inputs) != 1 or not self.inputs[0].axis:
-            raise NoRule("has an input whose units cannot be followed")
+        if len(self.inputs) != 1:
+            raise NoRule("has several inputs")
+        if not self.inputs[0].axis:
+            raise NoRule(f"has an input that cannot be followed: {self.inputs[0].lost}")
         return self.inputs[0]
 
 
@@ -125,8 +130,9 @@ class ChannelGraph:
     def refuse(self, operation: Any, reason: str) -> None:
         """Notes that a layer has no rule: what earlier calls of it let go stays as well."""
         self.refused.setdefault(operation, reason)
-        for table in (self.cuts, self.sizes):
-            for ids in table.get(operation, {}).values():
+        parts = all_layers(operation) if isinstance(operation, keras.Layer) else []
+        for sizes in [table.get(part, {}) for part in parts for table in (self.cuts, self.sizes)]:
+            for ids in sizes.values():
                 self.block(ids, reason)
 
     def make_units(self, layer: keras.Layer, ids: IntArray) -> IntArray:
@@ -149,11 +155,13 @@ class ChannelGraph:
                 self.block(sizes[other], f"'{layer.name}' is called with its units on several axes")
         self._note(sizes, entry, ids)
 
-    def on_axis(self, signal: Signal, axis: int, reason: str) -> Signal:
+    def on_axis(self, signal: Signal, axis: int, operation: Any, why: str) -> Signal:
         """Returns the signal with the channels of this axis, which stay if they are not its own."""
         axis %= len(signal.shape)
         if signal.axis == axis:
             return signal
+        why = f"reads what cannot be followed: {signal.lost}" if signal.lost else why
+        reason = f"'{operation.name}' {why}"
         self.block(signal.ids, reason)
         size = signal.shape[axis]
         if size is None:

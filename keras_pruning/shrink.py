@@ -24,8 +24,6 @@ from keras_pruning.graph import (
 
 __all__ = ["shrink"]
 
-_KEPT_AS_LAST = "a layer keeps one unit"
-
 
 @overload
 def shrink(model: keras.Model, *, report: Literal[False] = False) -> keras.Model: ...
@@ -77,7 +75,12 @@ def shrink(
     _keep_one_each(graph, groups, reasons)
     stays = np.isin(np.arange(groups.max(initial=-1) + 1), list(reasons))
     removed = ~stays[groups]
-    shrunken = _without(model, graph, removed) if removed.any() else _copy(model)
+    config = model_config(model)
+    if removed.any():
+        config = _config(model)
+        _edit(config, model, graph, removed)
+    shrunken = model_from_config(model, config)
+    _fill(model, shrunken, graph, removed)
     return (shrunken, _report(model, graph, groups, reasons)) if report else shrunken
 
 
@@ -119,21 +122,7 @@ def _keep_one_each(graph: ChannelGraph, groups: npt.NDArray[Any], reasons: dict[
                 "layer without units cannot be built. Prune it to a sparsity below 1, or leave "
                 "it out of `layers=`."
             )
-        reasons[int(groups[ids[0]])] = _KEPT_AS_LAST
-
-
-def _copy(model: keras.Model) -> keras.Model:
-    copied = model_from_config(model, model_config(model))
-    copy_state(model, copied)
-    return copied
-
-
-def _without(model: keras.Model, graph: ChannelGraph, removed: BoolArray) -> keras.Model:
-    config = _config(model)
-    _edit(config, model, graph, removed)
-    shrunken = model_from_config(model, config)
-    _fill(model, shrunken, graph, removed)
-    return shrunken
+        reasons[int(groups[ids[0]])] = f"'{layer.name}' keeps one unit"
 
 
 def _config(model: keras.Layer) -> dict[str, Any]:
@@ -238,6 +227,14 @@ def _report(
             zero = [g for g, is_alive in zip(its_groups, alive, strict=True) if not is_alive]
             why = dict.fromkeys(reasons[group] for group in zero if group in reasons)
         else:
-            why = {} if alive.all() else {graph.refused.get(entry.layer, "has no rule"): None}
+            why = {} if alive.all() else {_why_not_followed(graph, entry.layer): None}
         rows.append(row | {"reason": "; ".join(why)})
     return pd.DataFrame(rows, columns=["layer", "before", "after", "reason"])
+
+
+def _why_not_followed(graph: ChannelGraph, layer: keras.Layer) -> str:
+    """Returns the reason of the layer itself or of the one that holds it."""
+    for refused, reason in graph.refused.items():
+        if isinstance(refused, keras.Layer) and layer in all_layers(refused):
+            return reason
+    return f"'{layer.name}' is not called in the model's graph"

@@ -564,6 +564,73 @@ def test_units_of_a_softmax_and_of_the_output_stay():
     assert reasons["last"] == "it is the model's output"
 
 
+def block_and_dense(block):
+    """A Dense whose units are added to what a layer without a rule sends on."""
+    inputs = keras.Input((5, 4))
+    lost = kl.BatchNormalization(name="norm")(block(inputs))
+    dense = kl.Dense(4, name="hidden")(inputs)
+    add = kl.Add(name="sum")([lost, dense])
+    model = keras.Model(inputs, kl.Dense(2, name="last")(kl.Flatten()(add)))
+    randomize(model, np.random.default_rng(0))
+    zero = np.array([[1, 0, 1, 0]])
+    for entry in kernel_layers(model):
+        if entry.name.endswith(("hidden", "inside")):
+            entry.unit_kernel.assign(numpy(entry.unit_kernel) * zero)
+    return shrink(model, report=True)[1].set_index("layer")
+
+
+class Block(kl.Layer):
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.dense = kl.Dense(4, name="inside")
+
+    def build(self, shape):
+        self.dense.build(shape)
+
+    def call(self, x):
+        return self.dense(x)
+
+
+def test_a_reason_names_the_layer_without_a_rule_behind_a_sum():
+    table = block_and_dense(kl.LayerNormalization(name="odd"))
+    odd = "'odd' (LayerNormalization) has no rule"
+    assert table["reason"]["hidden"] == f"'norm' reads what cannot be followed: {odd}"
+
+
+def test_the_reason_of_a_layer_inside_a_custom_layer_names_the_custom_layer():
+    table = block_and_dense(Block(name="own"))
+    inside = next(name for name in table.index if name.startswith("own/"))
+    assert table["after"][inside] == 4
+    assert table["reason"][inside] == "'own' (Block) has no rule"
+
+
+def test_the_last_unit_of_a_layer_is_kept_in_its_name():
+    inputs = keras.Input((3,))
+    hidden = kl.Dense(4, "sigmoid", name="hidden")
+    model = keras.Model(inputs, kl.Dense(2, name="last")(hidden(inputs)))
+    randomize(model, np.random.default_rng(0))
+    model.get_layer("last").kernel.assign(np.zeros((4, 2)))  # nothing reads it
+    hidden.kernel.assign(numpy(hidden.kernel) * [0, 1, 1, 1])
+    assert shrink_and_compare(model)[2]["hidden"] == "'hidden' keeps one unit"
+
+
+@pytest.mark.parametrize("own_units", [False, True])
+def test_a_nested_model_that_one_of_two_calls_hides_keeps_its_units(own_units):
+    inner_input = keras.Input((4,))
+    x = kl.ReLU()(inner_input)
+    inner = keras.Model(inner_input, kl.Dense(4)(x) if own_units else x, name="inner")
+    inputs = keras.Input((3,))
+    a, b = (kl.Dense(4, name=name)(inputs) for name in "ab")
+    both = kl.Concatenate()([inner(a), inner(b, training=True)])
+    model = randomize(keras.Model(inputs, kl.Dense(2)(both)), np.random.default_rng(0))
+    for name in "ab":
+        dense = model.get_layer(name)
+        dense.kernel.assign(numpy(dense.kernel) * [1, 0, 1, 0])
+    _, after, reasons = shrink_and_compare(model)
+    assert (after["a"], after["b"]) == (4, 4)
+    assert reasons["a"] == "'inner' (Functional) is called with ['training']"
+
+
 def test_a_layer_called_for_training_is_not_followed():
     inputs = keras.Input((3,))
     x = kl.BatchNormalization(name="norm")(kl.Dense(4, name="hidden")(inputs), training=True)
@@ -594,6 +661,107 @@ def test_layer_state_outside_of_the_weights_is_kept():
     normalization.adapt(np.random.default_rng(0).normal(5, 3, (50, 2)))
     model = keras.Sequential([keras.Input((2,)), normalization, kl.Dense(4), kl.Dense(2)])
     assert list(shrink_and_compare(kp.prune_units(model, 0.5))[1].values()) == [2, 2]
+
+
+HALF = np.array([1, 0, 1, 0, 0, 1])  # of six units three are kept
+
+
+class OwnConfig(keras.Model):
+    """Functional, but its configuration tells no layers: the pattern of Keras Hub's models."""
+
+    def __init__(self, width, nested=None, **options):
+        inputs = keras.Input((4,), name="x") if nested is None else nested.input
+        x = inputs if nested is None else nested(inputs)
+        x = kl.Dense(width, "relu", name="hidden")(x)
+        super().__init__(inputs, kl.Dense(3, name="answer")(x), **options)
+        self.width, self.nested = width, nested
+
+    def get_config(self):
+        config = {"name": self.name, "trainable": self.trainable, "width": self.width}
+        if self.nested is not None:
+            config["nested"] = keras.saving.serialize_keras_object(self.nested)
+        return config
+
+    @classmethod
+    def from_config(cls, config):
+        if "nested" in config:
+            config["nested"] = keras.saving.deserialize_keras_object(
+                config["nested"], custom_objects={"OwnConfig": OwnConfig}
+            )
+        return cls(**config)
+
+
+def test_a_functional_model_with_its_own_config_comes_back_as_a_plain_one(tmp_path):
+    model = randomize(OwnConfig(6, name="mine"), np.random.default_rng(0))
+    model.compile(keras.optimizers.Adam(0.25), "mse")
+    model.get_layer("hidden").trainable = False
+    model.get_layer("hidden").kernel.assign(numpy(model.get_layer("hidden").kernel) * HALF)
+    model.get_layer("hidden").bias.assign(numpy(model.get_layer("hidden").bias) * HALF)
+    shrunken, table = shrink(model, report=True)
+    assert table["after"].tolist() == [3, 3]
+    assert largest_difference(model, shrunken) < 1e-5
+    assert shrunken.name == "mine"
+    assert not shrunken.get_layer("hidden").trainable
+    assert float(shrunken.optimizer.learning_rate) == 0.25
+    shrunken.save(tmp_path / "small.keras")
+    loaded = keras.models.load_model(tmp_path / "small.keras")  # without the class
+    assert type(loaded) is type(keras.Model(model.input, model.output))
+    assert largest_difference(model, loaded) < 1e-5
+
+
+def test_a_model_with_its_own_config_keeps_its_class_where_no_unit_goes():
+    model = randomize(OwnConfig(6), np.random.default_rng(0))
+    shrunken = shrink(model)
+    assert isinstance(shrunken, OwnConfig)
+    assert largest_difference(model, shrunken) == 0
+
+
+@pytest.mark.parametrize("around", ["plain", "own", "sequential"])
+def test_a_nested_model_with_its_own_config_is_shrunken_inside(around):
+    inner = OwnConfig(6, name="inner")
+    if around == "own":  # it shares its Input with the model around it
+        model = OwnConfig(6, nested=inner)
+    elif around == "plain":
+        inputs = keras.Input((4,))
+        x = kl.Dense(4, name="first")(inputs)
+        model = keras.Model(inputs, kl.Dense(2)(inner(x)))
+    else:
+        model = keras.Sequential([keras.Input((4,)), inner, kl.Dense(2)])
+    randomize(model, np.random.default_rng(0))
+    hidden = inner.get_layer("hidden")
+    hidden.kernel.assign(numpy(hidden.kernel) * HALF)
+    hidden.bias.assign(numpy(hidden.bias) * HALF)
+    shrunken, table = shrink(model, report=True)
+    after = table.set_index("layer")["after"]
+    assert after["inner/hidden"] == 3
+    assert largest_difference(model, shrunken) < 1e-5
+    assert shrunken.get_layer("inner").get_layer("hidden").units == 3
+
+
+class Nameless(kl.Layer):
+    """Its configuration forgets its name, so a copy has another one."""
+
+    def call(self, x):
+        return x * self.scale
+
+    def build(self, shape):
+        self.scale = self.add_weight(shape=shape[1:], name="scale")
+
+    def get_config(self):
+        return {}
+
+
+def test_a_custom_layer_that_loses_its_name_keeps_its_weights():
+    layers = [Nameless(name="one"), kl.Dense(6, "relu", name="hidden"), kl.Dense(4), Nameless()]
+    x = inputs = keras.Input((4,))
+    for layer in layers:
+        x = layer(x)
+    model = randomize(keras.Model(inputs, x), np.random.default_rng(0))
+    layers[1].kernel.assign(numpy(layers[1].kernel) * HALF)
+    layers[1].bias.assign(numpy(layers[1].bias) * HALF)
+    shrunken = shrink(model)
+    assert shrunken.get_layer("hidden").units == 3
+    assert largest_difference(model, shrunken) < 1e-5
 
 
 # Bad input
