@@ -77,6 +77,8 @@ def without_lora(model: keras.Model) -> keras.Model:
 def compile_like(model: keras.Model, source: keras.Model, **changes: Any) -> None:
     """Compiles `model` as `source` is compiled, if it is; the optimizer starts afresh.
 
+    It is built if that of `source` is: Keras warns at loading a file of one that is not.
+
     Args:
         model: A model of the same outputs.
         source: The model whose loss, metrics and options are taken.
@@ -101,6 +103,8 @@ def compile_like(model: keras.Model, source: keras.Model, **changes: Any) -> Non
     except _NOT_SERIALIZABLE as error:
         raise _cannot_be_copied(source, error) from error
     model.compile(**arguments)
+    if "optimizer" not in changes and source.optimizer.built:
+        model.optimizer.build(model.trainable_variables)
 
 
 def compile_for_inference(model: keras.Model, source: keras.Model) -> None:
@@ -246,7 +250,6 @@ def _anew(part: Any) -> Any:
 def _copy_optimizer_state(model: keras.Model, copied: keras.Model) -> None:
     if not isinstance(model.optimizer, keras.Optimizer) or not model.optimizer.built:
         return
-    copied.optimizer.build(copied.trainable_variables)
     if _same_shapes(model.optimizer.variables, copied.optimizer.variables):
         for old, new in zip(model.optimizer.variables, copied.optimizer.variables, strict=True):
             new.assign(np.array(keras.ops.convert_to_numpy(old)))

@@ -13,14 +13,9 @@ import pandas as pd
 
 from keras_pruning.channel_walk import trace_channels
 from keras_pruning.channels import BoolArray, ChannelGraph
-from keras_pruning.graph import (
-    all_layers,
-    copy_state,
-    functional_graph,
-    kernel_layers,
-    model_config,
-    model_from_config,
-)
+from keras_pruning.copies import compile_like, copy_state, model_config, model_from_config
+from keras_pruning.functional import all_layers, functional_graph, own_weights
+from keras_pruning.kernels import kernel_layers
 
 __all__ = ["shrink"]
 
@@ -81,6 +76,7 @@ def shrink(
         _edit(config, model, graph, removed)
     shrunken = model_from_config(model, config)
     _fill(model, shrunken, graph, removed)
+    compile_like(shrunken, model)
     return (shrunken, _report(model, graph, groups, reasons)) if report else shrunken
 
 
@@ -100,7 +96,7 @@ def _traced(model: keras.Model) -> ChannelGraph:
 
 
 def _check_weights(layer: keras.Layer) -> None:
-    for variable in layer._trainable_variables + layer._non_trainable_variables:
+    for variable in own_weights(layer):
         values = keras.ops.convert_to_numpy(variable)
         if values.dtype.kind not in "iub" and np.isnan(values.astype(np.float32, copy=False)).any():
             raise ValueError(
@@ -133,7 +129,7 @@ def _config(model: keras.Layer) -> dict[str, Any]:
         return config
     plain = model_config(keras.Model(function.input, function.output, name=model.name))
     plain["config"]["trainable"] = model.trainable
-    return plain | {key: config[key] for key in ("compile_config",) if key in config}
+    return plain
 
 
 def _edit(
