@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,14 @@ import keras
 import numpy as np
 import numpy.typing as npt
 
-from keras_pruning.graph import all_layers, kernel_layers
+from keras_pruning.graph import (
+    all_layers,
+    copy_state,
+    functional_graph,
+    kernel_layers,
+    model_config,
+    model_from_config,
+)
 
 __all__ = ["export_litert", "litert_predict"]
 
@@ -22,8 +30,14 @@ def export_litert(model: keras.Model, path: str | os.PathLike[str], *, int8: boo
     """Writes the model as a LiteRT file, which holds its inference and no training.
 
     Keras's own `model.export(path, format="litert")`, with a file that appears at `path`
-    only once it is complete. The file of a model with pruned weights is as large as the
-    dense one's, but packs well; of one that `shrink` made smaller, it is smaller.
+    only once it is complete and LiteRT's own operations suffice to run it. The file of a
+    model with pruned weights is as large as the dense one's, but packs well; of one that
+    `shrink` made smaller, it is smaller.
+
+    LiteRT computes in float32: of a model in another precision (mixed_float16, float64) a
+    float32 copy is exported. A recurrent layer's loop needs a fixed batch there: such a
+    file takes one example at a time, unless the layer has `unroll=True` or the model's
+    Input a `batch_size`.
 
     Args:
         model: A built Keras model in floating point, on the TensorFlow backend.
@@ -34,8 +48,9 @@ def export_litert(model: keras.Model, path: str | os.PathLike[str], *, int8: boo
 
     Raises:
         TypeError: If `model` is not a Keras model.
-        ValueError: If it is not built or was quantised by Keras, if the path ends
-            otherwise, or if Keras's backend is not TensorFlow or Keras is too old.
+        ValueError: If it is not built or was quantised by Keras, if it needs operations
+            that LiteRT lacks, if the path ends otherwise, or if Keras's backend is not
+            TensorFlow or Keras is too old. No file is left then.
     """
     kernel_layers(model)  # raises unless this is a built Keras model
     path = Path(path)
@@ -44,7 +59,10 @@ def export_litert(model: keras.Model, path: str | os.PathLike[str], *, int8: boo
     _check_backend()
     unfinished = path.with_name(f".{path.stem}.{os.getpid()}.tmp.tflite")
     try:
-        model.export(unfinished, format="litert", verbose=False, **_options(int8))
+        _in_float32(model).export(
+            unfinished, format="litert", verbose=False, **_signature(model), **_options(int8)
+        )
+        _check_runs(unfinished)
         unfinished.replace(path)
     except Exception as error:  # the converter has errors of its own
         if "format=litert" in str(error):
@@ -58,6 +76,9 @@ def export_litert(model: keras.Model, path: str | os.PathLike[str], *, int8: boo
                 "take. Export the model as it was before quantize(), with int8=True. "
                 f"({type(error).__name__})"
             ) from error
+        missing = sorted(set(re.findall(r"'tf\.(\w+)' op", str(error))))
+        if missing:
+            raise ValueError(_lacks(model, missing)) from error
         raise
     finally:
         unfinished.unlink(missing_ok=True)
@@ -100,8 +121,12 @@ def litert_predict(path: str | os.PathLike[str], x: Any) -> npt.NDArray[Any]:
             f"x must have the shape (examples, {', '.join(map(str, shape[1:]))}), at least one "
             f"example, that '{path}' takes (-1: any size). Received: {x.shape}"
         )
-    parts = [x[start : start + _BATCH] for start in range(0, len(x), _BATCH)]
-    return np.concatenate([_invoke(interpreter, inputs[0], outputs[0], part) for part in parts])
+    step = shape[0] if shape[0] > 0 else _BATCH
+    parts = [x[start : start + step] for start in range(0, len(x), step)]
+    if shape[0] > 0:  # the batch is fixed: the last is filled up with examples of its own
+        parts[-1] = parts[-1][np.arange(step) % len(parts[-1])]
+    answers = [_invoke(interpreter, inputs[0], outputs[0], part) for part in parts]
+    return np.concatenate(answers)[: len(x)]
 
 
 def _check_backend() -> None:
@@ -115,9 +140,82 @@ def _check_backend() -> None:
 
 
 def _options(int8: bool) -> dict[str, Any]:
-    if not int8:
+    lite = importlib.import_module("tensorflow").lite
+    # Else the converter writes files that only an interpreter with TensorFlow in it can run.
+    options: dict[str, Any] = {"target_spec": {"supported_ops": [lite.OpsSet.TFLITE_BUILTINS]}}
+    return options | ({"optimizations": [lite.Optimize.DEFAULT]} if int8 else {})
+
+
+def _signature(model: keras.Model) -> dict[str, Any]:
+    """Returns what fixes the batch, where a recurrent layer's loop needs it; else nothing."""
+    loops = [layer for layer in all_layers(model) if getattr(layer, "unroll", True) is False]
+    if not loops:
         return {}
-    return {"optimizations": [importlib.import_module("tensorflow").lite.Optimize.DEFAULT]}
+    if functional_graph(model) is None:
+        raise ValueError(
+            f"LiteRT runs the recurrent layer '{loops[0].name}' in a fixed batch only, and the "
+            f"subclassed model '{model.name}' does not tell its inputs. Give its recurrent layers "
+            "unroll=True, or wrap it: inputs = keras.Input(shape, batch_size=1), then export "
+            "keras.Model(inputs, model(inputs))."
+        )
+
+    def fixed(tensor: Any) -> keras.InputSpec:
+        shape = (tensor.shape[0] or 1, *tensor.shape[1:])
+        return keras.InputSpec(tensor.dtype, shape, name=tensor.name)
+
+    inputs = model.inputs[0] if isinstance(model, keras.Sequential) else model.input
+    return {"input_signature": [keras.tree.map_structure(fixed, inputs)]}
+
+
+def _in_float32(model: keras.Model) -> keras.Model:
+    """Returns the model, or where it computes in another precision a copy in float32."""
+    if _is_quantised(model) or all(layer.compute_dtype == "float32" for layer in all_layers(model)):
+        return model
+    config = _with_float32(model_config(model))
+    config.pop("compile_config", None)
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("float32")  # for layers that custom layers make themselves
+    try:
+        copied = model_from_config(model, config)
+    finally:
+        keras.config.set_dtype_policy(before)
+    copy_state(model, copied)
+    return copied
+
+
+def _with_float32(config: Any) -> Any:
+    """Returns the configuration with float32 for each dtype of another precision."""
+    if isinstance(config, dict):
+        return {
+            key: "float32" if key == "dtype" and "float" in str(value) else _with_float32(value)
+            for key, value in config.items()
+        }
+    return [_with_float32(value) for value in config] if isinstance(config, list) else config
+
+
+def _lacks(model: keras.Model, operations: list[str]) -> str:
+    return (
+        f"Model '{model.name}' takes operations of TensorFlow that LiteRT does not have: "
+        f"{', '.join(operations)}. No file was written. Put layers that LiteRT has in their "
+        "place, or export a part of the model that does without."
+    )
+
+
+def _check_runs(path: Path) -> None:
+    """Raises an error unless an interpreter gets the file ready with its own operations."""
+    try:
+        make = _interpreter_class()
+    except ImportError:  # the converter was told to use no others
+        return
+    interpreter = make(model_content=path.read_bytes())
+    if any(-1 in details["shape_signature"][1:] for details in interpreter.get_input_details()):
+        return  # of no size yet
+    try:
+        interpreter.allocate_tensors()
+    except RuntimeError as error:
+        raise ValueError(
+            f"LiteRT cannot run the file of this model, so none was written. It says: {error}"
+        ) from error
 
 
 def _is_quantised(model: keras.Model) -> bool:
@@ -155,7 +253,8 @@ def _suits(received: tuple[int, ...], expected: tuple[int, ...]) -> bool:
 def _invoke(
     interpreter: Any, into: dict[str, Any], out: dict[str, Any], x: npt.NDArray[Any]
 ) -> npt.NDArray[Any]:
-    interpreter.resize_tensor_input(into["index"], x.shape)
+    if tuple(into["shape"]) != x.shape:
+        interpreter.resize_tensor_input(into["index"], x.shape)
     interpreter.allocate_tensors()
     interpreter.set_tensor(into["index"], x.astype(into["dtype"]))
     interpreter.invoke()

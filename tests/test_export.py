@@ -9,6 +9,8 @@ from keras import layers as kl
 
 import keras_pruning as kp
 
+tf = pytest.importorskip("tensorflow")
+
 pytestmark = pytest.mark.skipif(
     "litert" not in keras.Model.export.__doc__, reason="this Keras cannot write LiteRT files"
 )
@@ -74,6 +76,142 @@ def test_a_convolutional_network_with_batch_normalization(tmp_path):
     kp.export_litert(model, tmp_path / "conv.tflite")
     found = kp.litert_predict(tmp_path / "conv.tflite", x)
     np.testing.assert_allclose(found, outputs(model, x), rtol=1e-4, atol=1e-6)
+
+
+# ---- files that run with LiteRT's own operations
+
+
+def chain(shape, *layers, **options):
+    keras.utils.set_random_seed(0)
+    return keras.Sequential([keras.Input(shape, **options), *layers])
+
+
+def assert_file_answers(model, x, path, tolerance=1e-5):
+    kp.export_litert(model, path)
+    assert b"Flex" not in path.read_bytes()  # as LiteRT names what only TensorFlow can run
+    expected = model.predict(x, verbose=0).astype("float64")
+    assert np.ptp(expected, axis=0).min() > 20 * tolerance  # the outputs tell the examples apart
+    np.testing.assert_allclose(kp.litert_predict(path, x), expected, atol=tolerance)
+    assert list(path.parent.iterdir()) == [path]
+
+
+def normal(*shape):
+    return np.random.default_rng(0).normal(size=shape).astype("float32")
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        kl.LSTM(4),
+        kl.GRU(4, unroll=True),
+        kl.SimpleRNN(4, return_sequences=True),
+        kl.Bidirectional(kl.GRU(3)),
+        kl.RNN(kl.LSTMCell(3)),
+    ],
+    ids=["lstm", "gru_unrolled", "rnn", "bidirectional", "cell"],
+)
+def test_the_file_of_a_recurrent_network_runs(layer, tmp_path):
+    model = chain((6, 3), layer, kl.Dense(2))
+    assert_file_answers(kp.prune_weights(model, 0.5), normal(7, 6, 3), tmp_path / "model.tflite")
+
+
+def test_the_file_of_a_recurrent_network_takes_sequences_of_any_length_and_several_inputs(tmp_path):
+    words, other = keras.Input((None, 3), name="words"), keras.Input((6, 3), name="other")
+    model = keras.Model(words, kl.Dense(2)(kl.LSTM(4)(words)))
+    assert_file_answers(model, normal(5, 9, 3), tmp_path / "model.tflite")
+    both = keras.Model({"words": words, "other": other}, kl.GRU(2)(words) + kl.LSTM(2)(other))
+    kp.export_litert(both, tmp_path / "both.tflite")
+    interpreter = tf.lite.Interpreter(str(tmp_path / "both.tflite"))
+    x = {"words": normal(1, 4, 3), "other": normal(1, 6, 3)}
+    found = interpreter.get_signature_runner()(**x)
+    np.testing.assert_allclose(*found.values(), both.predict(x, verbose=0), atol=1e-5)
+
+
+def test_a_batch_that_the_input_fixes_stays_and_its_last_part_is_answered(tmp_path):
+    model = chain((6, 3), kl.LSTM(4), batch_size=4)
+    kp.export_litert(model, tmp_path / "model.tflite")
+    x = normal(8, 6, 3)
+    expected = model.predict(x, batch_size=4, verbose=0)
+    for examples in (8, 6, 1):
+        found = kp.litert_predict(tmp_path / "model.tflite", x[:examples])
+        np.testing.assert_allclose(found, expected[:examples], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [("mixed_float16", 0.005), ("float16", 0.005), ("float64", 1e-5)]
+)
+def test_the_file_of_a_network_in_another_precision_runs(dtype, tolerance, tmp_path):
+    layers = [kl.Conv2D(4, 3, dtype=dtype), kl.BatchNormalization(dtype=dtype), kl.Flatten()]
+    model = chain((5, 5, 1), *layers, kl.Dense(3, dtype=dtype))
+    model.compile("adam", "mse")
+    before = model.layers[0].compute_dtype
+    assert_file_answers(model, normal(20, 5, 5, 1), tmp_path / "model.tflite", tolerance)
+    assert model.layers[0].compute_dtype == before  # a copy was exported
+
+
+@keras.saving.register_keras_serializable("test_export")
+class Block(kl.Layer):
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.inner = kl.Dense(3)
+
+    def build(self, shape):
+        self.inner.build(shape)
+
+    def call(self, x):
+        return self.inner(x)
+
+
+def test_layers_within_custom_layers_are_cast_too(tmp_path):
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        model = chain((5,), Block(), kl.ReLU(), kl.Dense(2))
+        assert_file_answers(model, normal(20, 5), tmp_path / "model.tflite", 0.01)
+        assert keras.config.dtype_policy().name == "mixed_float16"
+    finally:
+        keras.config.set_dtype_policy("float32")
+
+
+def test_a_model_with_operations_that_litert_lacks_is_refused_and_leaves_no_file(tmp_path):
+    model = chain((4,), kl.Dense(3), kl.Lambda(lambda x: tf.math.betainc(x, x, x)))
+    with pytest.raises(ValueError, match="LiteRT does not have: Betainc. No file was written"):
+        kp.export_litert(model, tmp_path / "model.tflite")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_subclassed_recurrent_model_is_refused_with_a_remedy_that_works(tmp_path):
+    class Reader(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.lstm = kl.LSTM(3)
+
+        def call(self, x):
+            return self.lstm(x)
+
+    model = Reader()
+    x = normal(5, 6, 3)
+    expected = model.predict(x, verbose=0)
+    path = tmp_path / "model.tflite"
+    with pytest.raises(ValueError, match=r"'lstm.*Input\(shape, batch_size=1\), then export"):
+        kp.export_litert(model, path)
+    assert not list(tmp_path.iterdir())
+    inputs = keras.Input((6, 3), batch_size=1)
+    kp.export_litert(keras.Model(inputs, model(inputs)), path)
+    np.testing.assert_allclose(kp.litert_predict(path, x), expected, atol=1e-5)
+
+
+def test_a_file_that_no_interpreter_runs_is_refused_and_the_old_one_stays(tmp_path, monkeypatch):
+    path = tmp_path / "model.tflite"
+    path.write_bytes(b"old")
+    export = keras.Model.export
+
+    def unbounded(self, path, target_spec, input_signature, **options):
+        export(self, path, **options)
+
+    monkeypatch.setattr(keras.Model, "export", unbounded)
+    with pytest.raises(ValueError, match="LiteRT cannot run the file.*none was written"):
+        kp.export_litert(chain((6, 3), kl.LSTM(4)), path)
+    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize`")
