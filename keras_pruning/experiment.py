@@ -288,7 +288,7 @@ def _prepared(network: Payload, load: LoadData | str) -> tuple[keras.Model, Call
     """Returns the network, and a function that measures it with other weights."""
     _, (x, y) = _load(load)
     model = model_from_bytes(network.content)
-    check_data(model, x, y)
+    x, y = check_data(model, x, y)
     return model, evaluator(model, x, y, batch_size=1000)
 
 

@@ -16,6 +16,7 @@ import keras
 import numpy as np
 import pandas as pd
 
+from keras_pruning.arrays import as_arrays, count_examples
 from keras_pruning.graph import compile_for_inference, copy_for_inference, kernel_layers
 from keras_pruning.masks import count_nonzero
 from keras_pruning.operations import MultiplyAdds, count_multiply_adds, packs_weights
@@ -129,7 +130,8 @@ def compare(
     Args:
         models: Name to model: built Keras models, and SparseModels.
         x: Inputs, an array of shape `(examples, ...)`, or a list or dict of them as the
-            models take them.
+            models take them; or a finite `tf.data.Dataset`, `PyDataset` or `DataLoader`,
+            read once into memory, which may hold the targets too.
         y: Targets of the same length, to be evaluated with the loss and metrics that each
             model was compiled with; without it, or with a model that has none, accuracy
             and loss are missing.
@@ -143,7 +145,8 @@ def compare(
         median), `batch_256_ms_lower` and `batch_256_ms_upper` (the quartiles).
 
     Raises:
-        TypeError: If `models` is not a dict, or one of them no Keras model or SparseModel.
+        TypeError: If `models` is not a dict, one of them no Keras model or SparseModel, or
+            x or y hold plain numbers instead of arrays.
         ValueError: If there are no models, one is not built or cannot be copied, x does
             not suit a model, x and y differ in length, or `repeats` or a batch size is
             not a whole number from 1.
@@ -185,7 +188,8 @@ def _measure_all(
 ) -> list[Measurement]:
     for name, model in models.items():
         _check_model(name, model)
-    x, length = _check_data(x, y)
+    x, y = as_arrays(x, y)
+    length = count_examples(x, y)
     for batch_size in batch_sizes:
         _check_count("batch_sizes", batch_size)
     _check_count("repeats", repeats)
@@ -371,19 +375,6 @@ def _check_model(name: str, model: object) -> None:
             f"'{name}' must be a Keras model or a SparseModel. Received: {type(model).__name__}"
         )
     kernel_layers(model)  # raises unless it is built
-
-
-def _check_data(x: Any, y: Any) -> tuple[Any, int]:
-    """Returns x as arrays, and the number of examples."""
-    x = keras.tree.map_structure(np.asarray, x)
-    arrays = keras.tree.flatten((x, [] if y is None else y))
-    lengths = [len(array) if np.ndim(array) else 0 for array in arrays]
-    if not lengths or len(set(lengths)) > 1 or lengths[0] == 0:
-        raise ValueError(
-            "x and y must hold the same number of examples, at least one. "
-            f"Received lengths: {lengths}"
-        )
-    return x, lengths[0]
 
 
 def _check_count(name: str, number: object) -> None:

@@ -31,7 +31,7 @@ __all__ = ["sensitivity_sweep", "suggest_sparsities"]
 def sensitivity_sweep(
     model: keras.Model,
     x: Any,
-    y: Any,
+    y: Any = None,
     *,
     method: Literal["weights", "units"] = "weights",
     sparsities: Sequence[float] = SPARSITIES,
@@ -48,9 +48,9 @@ def sensitivity_sweep(
 
     Args:
         model: A built and compiled Keras model.
-        x: Inputs to measure on, shape `(examples, ...)`; what `model.evaluate` takes as
-            arrays. Validation data, if the table is to choose sparsities.
-        y: Targets, of the same length.
+        x: Inputs to measure on, as in `sparsity_sweep`. Validation data, if the table is to
+            choose sparsities.
+        y: Targets, as in `sparsity_sweep`.
         method: "weights" or "units", as `prune_weights` and `prune_units`.
         sparsities: Shares to prune, floats in [0, 1]. 0, the dense model, is always there.
         score: As in `prune_weights` and `prune_units`.
@@ -69,7 +69,7 @@ def sensitivity_sweep(
         ValueError: If the model is not compiled or not built, x and y differ in length,
             or a method, sparsity, score or layer is unknown or out of range.
     """
-    check_data(model, x, y)
+    x, y = check_data(model, x, y)
     known = prunable_layers(model, method)
     if isinstance(layers, str):
         raise TypeError(f"layers must be a list of names. Received: layers={layers!r}")

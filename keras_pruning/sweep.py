@@ -18,6 +18,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from keras_pruning.copies import copy_model, loss_head, model_config, without_lora
+from keras_pruning.arrays import as_arrays, count_examples
 from keras_pruning.dense_chain import read_dense_chain
 from keras_pruning.masks import check_sparsity, count_nonzero
 from keras_pruning.prune import (
@@ -66,7 +67,7 @@ Metrics = Callable[[Weights], dict[str, Any]]
 def sparsity_sweep(
     model: keras.Model,
     x: Any,
-    y: Any,
+    y: Any = None,
     *,
     methods: Iterable[str] | Mapping[str, PruneFunction] = METHODS[:3],
     sparsities: Sequence[float] = SPARSITIES,
@@ -92,8 +93,9 @@ def sparsity_sweep(
 
     Args:
         model: A built and compiled Keras model.
-        x: Test inputs, shape `(examples, ...)`; what `model.evaluate` takes as arrays.
-        y: Test targets, of the same length.
+        x: Test inputs, shape `(examples, ...)`, arrays as `model.evaluate` takes them; or a
+            finite `tf.data.Dataset`, `PyDataset` or `DataLoader`, read once into memory.
+        y: Test targets, of the same length; of a data set, which holds them, `None`.
         methods: Among "weights", "units" (by magnitude and by norm), "random_weights",
             "random_units" (the controls); or a dict of name to a function
             `(model, sparsity, *, seed) -> pruned model`.
@@ -127,7 +129,7 @@ def sparsity_sweep(
             length, or a method, sparsity or layer is unknown or out of range.
         Exception: What a worker raises; what is finished is in the store.
     """
-    check_data(model, x, y)
+    x, y = check_data(model, x, y)
     if isinstance(repeats, bool) or not isinstance(repeats, int) or repeats < 1:
         raise ValueError(f"repeats must be a whole number from 1. Received: repeats={repeats!r}")
     if isinstance(layers, Mapping):
@@ -308,6 +310,7 @@ def _identity(model: keras.Model, x: Any, y: Any, options: _Options) -> dict[str
 def _digest_of_arrays(arrays: Any) -> str:
     digest = hashlib.sha256()
     for array in map(np.asarray, keras.tree.flatten(arrays)):
+        array = array.astype(str) if array.dtype == object else array  # not where strings lie
         digest.update(f"{array.dtype}{array.shape}".encode())
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
@@ -410,8 +413,14 @@ def measured_sparsity(
     return pruned_share(model, kind, layers, read=lambda variable: values[id(variable)])
 
 
-def check_data(model: keras.Model, x: Any, y: Any) -> None:
-    """Raises an error unless the model can be measured on (x, y)."""
+def check_data(model: keras.Model, x: Any, y: Any) -> tuple[Any, Any]:
+    """Returns x and y as arrays, where the model can be measured on them.
+
+    Raises:
+        TypeError: If it is no Keras model, or x or y hold no arrays.
+        ValueError: If the model is not compiled, the targets are missing, x and y differ in
+            length, or a data set cannot be read.
+    """
     if not isinstance(model, keras.Model):
         raise TypeError(f"Expected a Keras model. Received: {type(model).__name__}")
     if not model.compiled:
@@ -419,9 +428,8 @@ def check_data(model: keras.Model, x: Any, y: Any) -> None:
             f"Model '{model.name}' is not compiled, so it has no loss and metrics to measure. "
             "Call model.compile(...) first."
         )
-    lengths = {len(array) for array in keras.tree.flatten((x, y))}
-    if len(lengths) > 1 or lengths == {0}:
-        raise ValueError(
-            "x and y must hold the same number of examples, at least one. "
-            f"Received lengths: {[len(array) for array in keras.tree.flatten((x, y))]}"
-        )
+    x, y = as_arrays(x, y)
+    if y is None:
+        raise ValueError("There are no targets: give y, or a data set of (inputs, targets).")
+    count_examples(x, y)
+    return x, y

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from keras import ops
 
-from keras_pruning.graph import KernelLayer, copy_model, kernel_layers
+from keras_pruning.graph import KernelLayer, all_layers, copy_model, kernel_layers
 from keras_pruning.sweep import check_data
 
 __all__ = ["taylor_scores"]
@@ -18,7 +18,7 @@ FloatArray = npt.NDArray[Any]
 def taylor_scores(
     model: keras.Model,
     x: Any,
-    y: Any,
+    y: Any = None,
     *,
     method: Literal["weights", "units"] = "weights",
     batch_size: int = 1000,
@@ -36,28 +36,33 @@ def taylor_scores(
 
     Args:
         model: A built and compiled Keras model. It is not changed.
-        x: Inputs, shape `(examples, ...)`, or a list or dict of such arrays. Some
+        x: Inputs, shape `(examples, ...)`, or a list or dict of such arrays; or a finite
+            `tf.data.Dataset`, `PyDataset` or `DataLoader`, read once into memory. Some
             thousand training examples are enough.
-        y: Targets, of the same length.
+        y: Targets, of the same length; of a data set, which holds them, `None`.
         method: "weights" for `prune_weights`, "units" for `prune_units`.
         batch_size: Examples at a time; the result is that of all of them together.
 
     Returns:
         Layer name to a list of arrays, one a kernel, each of the kernel's shape; for
-        "units" layer name to an array of shape `(units,)`. Trainable layers alone.
+        "units" layer name to an array of shape `(units,)`. Frozen layers too; not those
+        quantised to integers, which have no gradient.
 
     Raises:
         TypeError: If `model` is not a Keras model.
         ValueError: If the model is not compiled or not built, x and y differ in length,
             or the method is unknown.
     """
-    check_data(model, x, y)
+    x, y = check_data(model, x, y)
     if method not in ("weights", "units"):
         raise ValueError(f"method must be 'weights' or 'units'. Received: method={method!r}")
-    entries = [entry for entry in kernel_layers(model) if entry.layer.trainable]
-    if method == "units":
-        entries = [entry for entry in entries if entry.has_units]
     gradients = _gradients(model, x, y, batch_size)
+    entries = [
+        entry
+        for entry in kernel_layers(model)
+        if all(id(kernel) in gradients for kernel in entry.kernels)
+        and (method == "weights" or entry.has_units)
+    ]
 
     def terms(variable: keras.Variable) -> FloatArray:
         return _as_numpy(variable) * gradients[id(variable)]
@@ -81,8 +86,10 @@ class _Recorder(keras.optimizers.Optimizer):
 
 
 def _gradients(model: keras.Model, x: Any, y: Any, batch_size: int) -> dict[int, FloatArray]:
-    """Returns the gradient of the mean loss by the id of each trainable variable of `model`."""
+    """Returns the gradient of the mean loss by the id of each variable that has one."""
     scratch = copy_model(model)
+    for layer in all_layers(scratch):
+        layer.trainable = True  # a frozen kernel can be pruned as well
     for variable in scratch.trainable_variables:
         variable.regularizer = None
     # Keras then calls the model without training=True.
@@ -100,8 +107,9 @@ def _gradients(model: keras.Model, x: Any, y: Any, batch_size: int) -> dict[int,
         )
         recorder.learning_rate = len(keras.tree.flatten(part_x)[0]) / examples
         scratch.train_on_batch(part_x, part_y)
-    pairs = zip(model.trainable_variables, recorder.sums, strict=True)
-    return {id(variable): _as_numpy(total) for variable, total in pairs}
+    sums = dict(zip(map(id, scratch.trainable_variables), recorder.sums, strict=True))
+    pairs = zip(model.weights, scratch.weights, strict=True)
+    return {id(own): _as_numpy(sums[id(copied)]) for own, copied in pairs if id(copied) in sums}
 
 
 def _unit_scores(entry: KernelLayer, terms: Any) -> FloatArray:

@@ -133,6 +133,28 @@ def test_any_layer_and_several_inputs_are_scored():
     assert kp.summary(pruned)["zeros"].tolist() == [12, 68, 0]
 
 
+def test_a_frozen_kernel_is_scored_as_any_other():
+    x, y = np.array([[1.0, 2.0]]), np.array([[1.0]])
+    model = linear_model([[1.0], [-1.0]])
+    model.get_layer("dense").kernel.trainable = False  # all that the network has
+    np.testing.assert_allclose(taylor_scores(model, x, y)["dense"][0], [[4.0], [8.0]], rtol=1e-6)
+    assert not model.trainable_variables
+
+
+def test_frozen_layers_are_scored_and_pruned_by_their_scores():
+    model, (x, y) = network(), data()
+    expected = taylor_scores(model, x, y)
+    model.get_layer("hidden_1").trainable = False
+    model.get_layer("hidden_2").kernel.trainable = False
+    found = taylor_scores(model, x, y)
+    for name, arrays in expected.items():
+        np.testing.assert_allclose(found[name][0], arrays[0], rtol=1e-5)
+    kernel = array(kp.prune_weights(model, 0.5, score=found).get_layer("hidden_1").kernel)
+    smallest = np.argsort(expected["hidden_1"][0], axis=None)[:12]
+    assert np.flatnonzero(kernel == 0).tolist() == sorted(smallest)
+    assert not model.get_layer("hidden_1").trainable
+
+
 def test_a_unit_is_worth_what_its_removal_changes_to_first_order():
     # residual as above: each unit j gets sum_i w_ij g_ij, signs kept until the sum is taken
     model = linear_model([[1.0, 1.0], [-1.0, 1.0]])
