@@ -50,15 +50,16 @@ def count_multiply_adds(model: keras.Model, example: Any) -> MultiplyAdds | None
 
     Returns:
         The counts, or `None` if they cannot be told: the model has a weight of rank 2 or
-        more outside Keras's own kernel layers, a recurrent layer of another kind than
-        SimpleRNN, LSTM and GRU, a layer inside TimeDistributed, or weights packed
-        several to a byte.
+        more outside Keras's own kernel layers, a kernel layer of a class that is not
+        Keras's own, a recurrent layer of another kind than SimpleRNN, LSTM and GRU, a
+        layer inside TimeDistributed, or weights packed several to a byte.
     """
     entries = kernel_layers(model)
     calls: list[tuple[KernelLayer, Shape, Shape]] = []
-    with _watched(entries, calls):
-        model(example, training=False)
-    if not _is_understood(model, entries):
+    understood = _is_understood(model, entries)
+    with _watched(entries if understood else [], calls):
+        model(example, training=False)  # also where it is not: raises unless the example suits
+    if not understood:
         return None
     total = nonzero = 0
     for entry, input_shape, output_shape in calls:
@@ -112,6 +113,7 @@ def _is_understood(model: keras.Model, entries: list[KernelLayer]) -> bool:
     return (
         not packs_weights(model)
         and not any(isinstance(layer, kl.TimeDistributed) for layer in layers)
+        and all(type(entry.layer).__module__.startswith("keras.") for entry in entries)
         and all(isinstance(e.layer, _RECURRENT) for e in entries if isinstance(e.layer, kl.RNN))
         and all(
             len(weight.shape) < 2 or weight.name in _NO_KERNELS or id(weight) in known

@@ -140,16 +140,27 @@ def test_zero_weights_are_no_multiply_adds(layer):
 
 class Product(kl.Layer):
     def build(self, shape):
-        self.matrix = self.add_weight(shape=(shape[-1], 2), name="matrix")
+        self.matrix = self.add_weight(shape=(shape[-1], 2), name=self.name)
 
     def call(self, x):
         return x @ self.matrix
 
 
+class Gated(kl.Dense):
+    def build(self, shape):
+        super().build(shape)
+        self.gate = self.add_weight(shape=(shape[-1], self.units), name="gate")
+
+    def call(self, x):
+        return super().call(x) * (x @ self.gate)
+
+
 @pytest.mark.parametrize(
     ("shape", "layer"),
     [
-        ((3,), Product()),
+        ((3,), Product(name="matrix")),
+        ((3,), Product(name="kernel")),
+        ((3,), Gated(2)),
         ((5, 3), kl.TimeDistributed(kl.Dense(2))),
         ((5, 6, 3), kl.ConvLSTM1D(2, 3)),
         ((5, 3), kl.RNN(kl.StackedRNNCells([kl.LSTMCell(2), kl.LSTMCell(2)]))),
@@ -157,6 +168,18 @@ class Product(kl.Layer):
 )
 def test_what_is_not_understood_is_none_and_not_a_guess(shape, layer):
     assert count(chain(shape, layer)) is None
+
+
+def test_a_layer_of_the_users_own_with_two_inputs_is_not_understood_either():
+    class Bilinear(kl.Layer):
+        def build(self, shapes):
+            self.kernel = self.add_weight(shape=(shapes[0][-1], shapes[1][-1]), name="kernel")
+
+        def call(self, pair):
+            return keras.ops.sum((pair[0] @ self.kernel) * pair[1], axis=-1)
+
+    inputs = [keras.Input((3,)), keras.Input((4,))]
+    assert count(keras.Model(inputs, Bilinear()(inputs))) is None
 
 
 def test_counting_leaves_the_layers_as_they_were():

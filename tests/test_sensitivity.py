@@ -282,6 +282,48 @@ def test_the_highest_sparsity_within_the_drop_is_suggested():
     assert suggest_sparsities(table[::-1], 0) == {"lucky": 0.0, "weak": 0.0, "tough": 0.8}
 
 
+def test_of_a_regression_the_loss_may_rise_by_the_drop():
+    keras.utils.set_random_seed(0)
+    layers = [kl.Dense(8, activation="relu", name="hidden"), kl.Dense(1)]
+    model = keras.Sequential([keras.Input((4,)), *layers])
+    model.compile("sgd", "mse", metrics=["mae"])
+    x, _ = data()
+    y = model.predict(x, verbose=0)  # the dense network has no error
+    table = sensitivity_sweep(model, x, y, sparsities=[0.25, 0.5, 0.75], progress=False)
+    errors = [
+        np.square(kp.prune_weights(model, share).predict(x, verbose=0) - y).mean()
+        for share in (0.25, 0.5, 0.75)
+    ]
+    assert errors == sorted(errors) and errors[0] > 0
+    between = (errors[1] + errors[2]) / 2
+    assert suggest_sparsities(table, between) == {"hidden": 0.5}
+    assert suggest_sparsities(table, 2 * errors[2]) == {"hidden": 0.75}
+    assert suggest_sparsities(table, errors[0] / 2) == {"hidden": 0}
+
+
+@pytest.mark.parametrize(
+    "metric",
+    ["loss", "mae", "root_mean_squared_error", "val_mse", "logits_loss", "binary_crossentropy"],
+)
+def test_of_losses_and_errors_less_is_better(metric):
+    table = table_of(a=[0.2, 0.1, 0.205, 0.9]).rename(columns={"accuracy": metric})
+    assert suggest_sparsities(table, metric=metric) == {"a": 0.8}
+    assert suggest_sparsities(table, metric=metric, less_is_better=False) == {"a": 0}
+
+
+@pytest.mark.parametrize("metric", ["auc", "sparse_categorical_accuracy", "f1_score", "r2_score"])
+def test_of_scores_more_is_better(metric):
+    table = table_of(a=[0.9, 0.95, 0.895, 0.1]).rename(columns={"accuracy": metric})
+    assert suggest_sparsities(table, metric=metric) == {"a": 0.8}
+
+
+def test_a_metric_whose_name_tells_nothing_needs_the_direction():
+    table = table_of(a=[3.0, 2.0, 2.0, 9.0]).rename(columns={"accuracy": "badness"})
+    with pytest.raises(ValueError, match="'badness' does not tell whether less of it is better"):
+        suggest_sparsities(table, metric="badness")
+    assert suggest_sparsities(table, metric="badness", less_is_better=True) == {"a": 0.8}
+
+
 def test_the_suggestion_is_what_layers_takes():
     model, (x, y) = network(), data()
     table = sensitivity_sweep(model, x, y, sparsities=[0.25, 0.5], progress=False)
