@@ -23,7 +23,7 @@ from keras_pruning.operations import MultiplyAdds, count_multiply_adds, packs_we
 from keras_pruning.sparse import SparseModel
 from keras_pruning.threads import count_cores
 
-__all__ = ["Latency", "Measurement", "compare", "measure"]
+__all__ = ["Latency", "Measurement", "compare", "inference_file", "measure"]
 
 AnyModel = Any  # a keras.Model, without types of its own, or a SparseModel
 Predict = Callable[[Any], Any]
@@ -237,7 +237,7 @@ def _keras_subject(name: str, model: keras.Model, x: Any, y: Any) -> _Subject:
             f"Model '{name}' cannot be called on x, of shape {shapes}. Give inputs of the "
             f"shape that the model takes. Keras says: {error}"
         ) from error
-    file = _saved(copy.save, "model.keras")
+    file = inference_file(copy)
     compile_for_inference(copy, model)
     weights = [keras.ops.convert_to_numpy(variable) for variable in copy.weights]
     return _Subject(
@@ -268,6 +268,12 @@ def _sparse_subject(name: str, model: SparseModel, x: Any, y: Any) -> _Subject:
         file=_sparse_file(model),
         n_threads=model.n_threads,
     )
+
+
+def inference_file(model: keras.Model) -> bytes:
+    """Returns the content of the `.keras` file without compile and optimizer state."""
+    plain = copy_for_inference(model) if model.compiled else model
+    return _saved(plain.save, "model.keras")
 
 
 def _sparse_file(model: SparseModel) -> bytes | None:

@@ -14,8 +14,9 @@ import pytest
 import tiny_study
 
 import keras_pruning as kp
-from keras_pruning import __main__ as command_line
-from keras_pruning.__main__ import main
+from keras_pruning import commands
+from keras_pruning.__main__ import _METHODS, main
+from keras_pruning.sweep import METHODS
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +107,38 @@ def test_prune_writes_the_pruned_model(files, study, capsys, method, expected):
     assert f"out.keras: 1,268 parameters, {expected:,} of them not zero" in capsys.readouterr().out
 
 
+def test_prune_and_measure_count_the_same_bytes_of_a_file(files, study, capsys):
+    assert main(PRUNE) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert main(["measure", "model.keras", "out.keras", "--batch-sizes", "1", "-o", "m.csv"]) == 0
+    measured = pd.read_csv(files / "m.csv")["file_bytes"].tolist()
+    for line, size in zip(printed, measured, strict=True):
+        assert line.endswith(f", {size:,} bytes without the optimizer")
+    plain = keras.Sequential.from_config(study[1].get_config())  # never compiled
+    plain.set_weights(study[1].get_weights())
+    plain.save(files / "plain.keras")
+    assert abs(measured[0] - (files / "plain.keras").stat().st_size) < 200
+    assert (files / "model.keras").stat().st_size > measured[0] + 2 * 4 * 1268
+
+
+def test_printed_tables_separate_thousands_and_show_no_empty_column(files, study, capsys):
+    wide = keras.Sequential([keras.Input((20,)), keras.layers.Dense(700), keras.layers.Dense(4)])
+    wide.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    wide.save(files / "model.keras")
+    assert main([*SWEEP, "--methods", "weights"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    table = kp.sparsity_sweep(wide, *study[2:], methods=["weights"], sparsities=(0, 0.5, 0.9))
+    assert table["seed"].isna().all()
+    assert lines[0] == [name for name in table if name != "seed"]
+    assert lines[1][lines[0].index("parameters")] == "17,504"
+    assert [line[1] for line in lines[1:]] == ["0", "0.5", "0.9"]  # shares, no percent
+    capsys.readouterr()
+    keras.Sequential([keras.Input((7,)), keras.layers.Embedding(500, 4)]).save("embedding.keras")
+    assert main(["summary", "embedding.keras"]) == 0
+    header, row = capsys.readouterr().out.splitlines()
+    assert "units" not in header.split() and "2,000" in row.split()
+
+
 def test_prune_shrinks_if_asked(files, study, capsys):
     assert main([*PRUNE, "--shrink"]) == 0
     written = keras.saving.load_model(files / "out.keras")
@@ -148,7 +181,7 @@ def test_measure_without_data_takes_random_inputs_and_says_so(files, capsys):
     assert main(["measure", "model.keras", "--batch-sizes", "1"]) == 0
     shown = capsys.readouterr()
     assert "256 random inputs, no accuracy" in shown.err
-    assert "accuracy" in shown.out and "batch_1_ms" in shown.out
+    assert "accuracy" not in shown.out and "batch_1_ms" in shown.out
 
 
 def test_inputs_take_the_model_s_shape_where_axes_of_one_differ(files, study, capsys):
@@ -223,7 +256,7 @@ def test_a_model_that_is_not_compiled_is_told_what_to_do(files, capsys):
 
 def test_a_scheduler_that_does_not_answer_is_named(files, capsys, monkeypatch):
     pytest.importorskip("distributed")
-    monkeypatch.setattr(command_line, "_CONNECT_SECONDS", 1)
+    monkeypatch.setattr(commands, "_CONNECT_SECONDS", 1)
     error = error_of([*SWEEP, "--scheduler", "tcp://127.0.0.1:9"], capsys)
     assert "No Dask scheduler answers at 'tcp://127.0.0.1:9'" in error
 
@@ -248,7 +281,7 @@ def test_a_failure_of_the_work_is_exit_code_1(files, capsys, monkeypatch):
     def full(path, content):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(command_line, "write_whole", full)
+    monkeypatch.setattr(commands, "write_whole", full)
     assert "failed: OSError: [Errno 28] No space left" in error_of(PRUNE, capsys, code=1)
 
 
@@ -269,6 +302,79 @@ def test_ctrl_c_is_exit_code_130_and_tells_how_far_it_came(files, capsys, monkey
     assert f"{finished} of 9 results are finished and kept in 'results'. The same call" in error
     assert main([*SWEEP, "--store", "results"]) == 0
     assert next(begun) == 1 + 10  # each point once, but for the one that was stopped
+
+
+def in_a_fresh_python(code, root, **environment):
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(root)} | environment,
+    )
+
+
+def test_help_and_wrong_words_are_answered_before_keras_is_imported(root):
+    ran = in_a_fresh_python(
+        "import runpy, sys\n"
+        "for words in (['--help'], ['sweep', '--help'], ['prun']):\n"
+        "    sys.argv[1:] = words\n"
+        "    try:\n"
+        "        runpy.run_module('keras_pruning', run_name='__main__')\n"
+        "    except SystemExit as ended:\n"
+        "        print('ended with', ended.code)\n"
+        "slow = {'keras', 'tensorflow', 'jax', 'torch', 'numpy', 'pandas'} & set(sys.modules)\n"
+        "print('imported:', sorted(slow))\n",
+        root,
+    )
+    ended = [line for line in ran.stdout.splitlines() if line.startswith("ended")]
+    assert ended == ["ended with 0", "ended with 0", "ended with 2"]
+    assert ran.stdout.splitlines()[-1] == "imported: []"
+
+
+@pytest.mark.parametrize("backend", ["tensorflow", "jax", "torch"])
+def test_without_its_backend_one_sentence_says_what_to_install(root, backend):
+    ran = in_a_fresh_python(
+        "import sys\n"
+        "class Missing:\n"
+        "    def find_spec(name, path, target=None):\n"
+        f"        if name.split('.')[0] == {backend!r}:\n"
+        "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
+        "sys.meta_path.insert(0, Missing)\n"
+        "from keras_pruning.__main__ import main\n"
+        "sys.exit(main(['summary', 'model.keras']))",
+        root,
+        KERAS_BACKEND=backend,
+    )
+    assert ran.returncode == 2 and ran.stdout == ""
+    assert ran.stderr == (
+        "keras_pruning: error: Keras computes with TensorFlow, JAX or PyTorch, and "
+        f"'{backend}' is not installed: run python -m pip install {backend}, or choose one that "
+        "is by KERAS_BACKEND=tensorflow, jax or torch.\n"
+    )
+
+
+def test_the_methods_to_choose_from_are_those_of_the_sweep():
+    assert _METHODS == METHODS
+
+
+def test_the_package_loads_its_names_when_they_are_used(root):
+    ran = in_a_fresh_python(
+        "import sys\n"
+        "import keras_pruning as kp\n"
+        "assert set(kp.__all__) <= set(dir(kp)) and 'keras' not in sys.modules\n"
+        "from keras_pruning.measure import compare\n"  # a module of the name of a function
+        "assert kp.compare is compare and callable(kp.measure) and 'keras' in sys.modules\n"
+        "from keras_pruning import *\n"
+        "assert prune_weights is kp.prune_weights and shrink.__module__ == 'keras_pruning.shrink'\n"
+        "import keras_pruning.experiment\n"
+        "assert callable(kp.experiment) and all(hasattr(kp, name) for name in kp.__all__)\n"
+        "try:\n"
+        "    kp.prune_wieghts\n"
+        "except AttributeError as error:\n"
+        "    print(error)\n",
+        root,
+    )
+    assert ran.stdout == "module 'keras_pruning' has no attribute 'prune_wieghts'\n", ran.stderr
 
 
 def test_a_wrong_word_is_exit_code_2(capsys):
@@ -295,7 +401,7 @@ def test_the_module_runs_as_a_program(root):
         cwd=root,
     )
     assert ran.returncode == 2 and ran.stdout == ""
-    assert "keras_pruning: error: There is no file 'none.keras'" in ran.stderr
+    assert ran.stderr == "keras_pruning: error: There is no file 'none.keras'.\n"  # no notes
 
 
 @pytest.mark.slow

@@ -1,0 +1,227 @@
+"""What the commands of `python -m keras_pruning` do."""
+
+import argparse
+import contextlib
+import sys
+import zipfile
+from collections.abc import Iterator
+from concurrent.futures import Executor
+from numbers import Integral
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pandas as pd
+
+from keras_pruning.masks import count_nonzero
+from keras_pruning.measure import compare, inference_file
+from keras_pruning.prune import prune_units, prune_weights
+from keras_pruning.shrink import shrink
+from keras_pruning.store import write_whole
+from keras_pruning.summary import summary
+from keras_pruning.sweep import SPARSITIES, sparsity_sweep
+from keras_pruning.workers import local_processes, model_to_bytes
+
+__all__ = ["measure_models", "prune_model", "summarise_model", "sweep_model"]
+
+_CONNECT_SECONDS = 10
+_RANDOM_EXAMPLES = 256
+
+
+def sweep_model(arguments: argparse.Namespace) -> None:
+    """Prints, and writes, accuracy at many sparsities."""
+    _check_output(arguments)
+    model = _load_model(arguments.model)
+    x, y = _load_data(arguments.data, model)
+    with (
+        _executor(arguments.workers, arguments.scheduler) as executor,
+        contextlib.redirect_stdout(sys.stderr),  # the progress bar: the table alone is the output
+    ):
+        table = sparsity_sweep(
+            model,
+            x,
+            y,
+            methods=arguments.methods,
+            sparsities=arguments.sparsities or SPARSITIES,
+            repeats=arguments.repeats,
+            scope=arguments.scope,
+            seed=arguments.seed,
+            store=arguments.store,
+            executor=executor,
+        )
+    _show(table, arguments.output)
+
+
+def prune_model(arguments: argparse.Namespace) -> None:
+    """Writes a pruned model, and prints the sizes before and after."""
+    _check_output(arguments)
+    if arguments.output.suffix != ".keras":
+        raise ValueError(f"The name of the output must end in .keras: '{arguments.output}'.")
+    model = _load_model(arguments.model)
+    prune = prune_weights if arguments.method == "weights" else prune_units
+    pruned = prune(model, arguments.sparsity, scope=arguments.scope, layers=arguments.layers)
+    if arguments.shrink:
+        pruned = shrink(pruned)
+    content = model_to_bytes(pruned)
+    write_whole(arguments.output, content)
+    print(_size(arguments.model, model))
+    print(_size(arguments.output, pruned))
+
+
+def summarise_model(arguments: argparse.Namespace) -> None:
+    """Prints, and writes, a row a layer."""
+    _check_output(arguments)
+    _show(summary(_load_model(arguments.model)), arguments.output)
+
+
+def measure_models(arguments: argparse.Namespace) -> None:
+    """Prints models side by side, and writes a row a model."""
+    _check_output(arguments)
+    models = {str(path): _load_model(path) for path in arguments.models}
+    first = next(iter(models.values()))
+    if arguments.data is None:
+        x, y = _random_inputs(first), None
+        print(f"No --data: {len(x)} random inputs, no accuracy.", file=sys.stderr)
+    else:
+        x, y = _load_data(arguments.data, first)
+    table = compare(models, x, y, batch_sizes=arguments.batch_sizes)
+    _write(table, arguments.output)
+    print(_readable(table.set_index("model")).T.to_string())
+
+
+def _show(table: pd.DataFrame, output: Path | None) -> None:
+    _write(table, output)
+    print(_readable(table).to_string(index=False))
+
+
+def _write(table: pd.DataFrame, output: Path | None) -> None:
+    if output is not None:
+        write_whole(output, table.to_csv(index=False).encode())
+
+
+def _readable(table: pd.DataFrame) -> pd.DataFrame:
+    """Returns the table as text: thousands apart, no column that is empty."""
+
+    def text(value: Any) -> str:
+        if isinstance(value, str | bool | np.bool_ | tuple | list):
+            return str(value)
+        if pd.isna(value):
+            return ""
+        return f"{value:,}" if isinstance(value, Integral) else f"{value:.4g}"
+
+    return table.dropna(axis=1, how="all").map(text)
+
+
+def _size(path: Path, model: keras.Model) -> str:
+    nonzero = sum(map(count_nonzero, model.get_weights()))
+    return (
+        f"{path}: {model.count_params():,} parameters, {nonzero:,} of them not zero, "
+        f"{len(inference_file(model)):,} bytes without the optimizer"
+    )
+
+
+def _check_output(arguments: argparse.Namespace) -> None:
+    """Refuses, before any work, to replace a file or to write where there is no folder."""
+    path = arguments.output
+    if path is None:
+        return
+    if not path.parent.is_dir():
+        raise ValueError(f"There is no folder '{path.parent}' for '{path.name}': make it first.")
+    if path.exists() and not arguments.force:
+        raise ValueError(f"'{path}' exists. Give another name, or --force to replace it.")
+
+
+def _load_model(path: Path) -> keras.Model:
+    if not path.is_file():
+        raise ValueError(f"There is no file '{path}'.")
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"'{path}' is no .keras file: model.save('model.keras') writes one.")
+    try:
+        return keras.saving.load_model(path)
+    except Exception as error:  # each kind of damage has an error of its own
+        raise ValueError(f"'{path}' cannot be loaded: {error}") from error
+
+
+def _load_data(name: str, model: keras.Model) -> tuple[Any, Any]:
+    """Returns x and y; x in the model's input shape where only axes of length one differ."""
+    x, y = _from_npz(Path(name)) if name.endswith(".npz") else _from_tfds(name)
+    shape = getattr(model, "input_shape", None)
+    if isinstance(shape, tuple) and None not in shape[1:]:
+        without_ones = [n for n in x.shape[1:] if n != 1], [n for n in shape[1:] if n != 1]
+        if without_ones[0] != without_ones[1]:
+            raise ValueError(
+                f"The inputs of '{name}' have the shape {x.shape[1:]}, the model takes {shape[1:]}."
+            )
+        x = x.reshape(len(x), *shape[1:])
+    return x, y
+
+
+def _from_npz(path: Path) -> tuple[Any, Any]:
+    if not path.is_file():
+        raise ValueError(f"There is no file '{path}'.")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {key: file[key] for key in file.files}
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise ValueError(f"'{path}' is no .npz file of arrays: {error}") from error
+    for x, y in (("x", "y"), ("x_test", "y_test")):
+        if x in arrays and y in arrays:
+            return arrays[x], arrays[y]
+    raise ValueError(
+        f"'{path}' must hold the arrays x and y, or x_test and y_test. It holds: {sorted(arrays)}"
+    )
+
+
+def _from_tfds(name: str) -> tuple[Any, Any]:
+    try:
+        import tensorflow_datasets as tfds
+    except ImportError as error:
+        raise ValueError(
+            f"'{name}' is no .npz file, and data sets need: pip install tensorflow-datasets"
+        ) from error
+    try:
+        read = tfds.load(name, split="test", as_supervised=True, batch_size=-1, download=False)
+    except Exception as error:  # of many kinds: unknown, not prepared, without a test part
+        raise ValueError(
+            f"TensorFlow Datasets has prepared no data set '{name}' with a test part: give a "
+            f'.npz file, or prepare it with python -c "import tensorflow_datasets as tfds; '
+            f"tfds.load('{name}')\". It says: {str(error).strip().splitlines()[0]}"
+        ) from error
+    x, y = tfds.as_numpy(read)
+    return x, y
+
+
+def _random_inputs(model: keras.Model) -> Any:
+    if len(model.inputs) != 1 or None in model.inputs[0].shape[1:]:
+        raise ValueError("The model takes several inputs, or of any size: give --data.")
+    rng = np.random.default_rng(0)
+    uniform = rng.random((_RANDOM_EXAMPLES, *model.inputs[0].shape[1:]), np.float32)
+    dtype = keras.backend.standardize_dtype(model.inputs[0].dtype)
+    return uniform if "float" in dtype else (255 * uniform).astype(dtype)
+
+
+@contextlib.contextmanager
+def _executor(workers: int | None, scheduler: str | None) -> Iterator[Executor | None]:
+    if workers is not None:
+        with local_processes(workers) as pool:
+            yield pool
+    elif scheduler is not None:
+        with _dask_client(scheduler) as client:
+            yield client.get_executor()
+    else:
+        yield None
+
+
+def _dask_client(address: str) -> Any:
+    try:
+        from distributed import Client
+    except ImportError as error:
+        raise ValueError("--scheduler needs Dask: pip install distributed") from error
+    try:
+        return Client(address, timeout=_CONNECT_SECONDS)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"No Dask scheduler answers at '{address}': start one with dask scheduler, or give "
+            f"--workers instead. Dask says: {error}"
+        ) from error
