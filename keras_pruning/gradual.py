@@ -1,6 +1,7 @@
 """Pruning step by step while a model trains: a callback and the schedule it follows."""
 
 import functools
+import math
 import numbers
 import threading
 import warnings
@@ -9,9 +10,15 @@ from typing import Any
 
 import keras
 import numpy as np
+import pandas as pd
 from keras import ops
 
-from keras_pruning.finetune import KeepZeros, inner_optimizer, moving_average
+from keras_pruning.finetune import (
+    KeepZeros,
+    model_optimizers,
+    moving_averages,
+    refuse_lora,
+)
 from keras_pruning.graph import kernel_layers
 from keras_pruning.masks import check_sparsity
 from keras_pruning.prune import (
@@ -36,10 +43,18 @@ class GradualPruning(KeepZeros):
     `polynomial_sparsity(step, ...)`, the cubic schedule of Zhu & Gupta 2017, "To prune,
     or not to prune". A weight once pruned stays pruned. The sparsity reached is logged as
     "sparsity": in the progress bar, in `History`, and for the callbacks that follow in
-    the list, as TensorBoard.
+    the list, as TensorBoard. Its last entry in `History` is measured after all other
+    callbacks, on the weights that the model ends with.
 
     A step is a batch trained on, counted over all epochs from epoch 0, so that training
     can be resumed by `initial_epoch` or BackupAndRestore and goes on in the schedule.
+
+    A callback that chooses among the epochs may choose one from before the end of the
+    schedule, with fewer zeros. For EarlyStopping(restore_best_weights=True) give
+    `start_from_epoch`, the first epoch at whose end all is pruned. For
+    ModelCheckpoint(save_best_only=True), which has no such argument, use two fits: prune to
+    the end in the first, and in the second train on with KeepZeros and the ModelCheckpoint.
+    If the model ends with less pruned than was, a UserWarning says how much.
 
     Args:
         sparsity: Share to prune by the end, a float in [0, 1]; or a dict of layer name
@@ -52,14 +67,16 @@ class GradualPruning(KeepZeros):
         initial_sparsity: Share pruned at `begin`.
         power: Exponent of the schedule.
         prune: `prune_weights`, `prune_units`, either with options by
-            `functools.partial(prune_weights, scope="global")`, or a function
-            `(model, sparsity) -> pruned model`.
+            `functools.partial(prune_weights, scope="global")`, or a function of your own,
+            `prune(model, sparsity)`, that returns a pruned model with the same weights
+            otherwise; where `sparsity` is a dict it is called as `prune(model, layers=dict)`.
 
     Raises:
         TypeError: If an argument is of the wrong type.
         ValueError: If an argument is out of range. When training begins: if `end` comes
-            before `begin`, the model is not built, has no layer to prune or is pruned
-            more than asked already, or the number of steps is unknown and needed.
+            before `begin`, the model is not built, has no layer to prune, a layer with LoRA
+            enabled or is pruned more than asked already, or the number of steps is unknown
+            and needed. If `prune` does not return a model of the same weights.
 
     Example:
     >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(10, name="hidden"),
@@ -104,6 +121,7 @@ class GradualPruning(KeepZeros):
         self._first_batch: int = 0
         self._steps_per_execution: int = 1
         self._thread: int = 0
+        self._reached: float = 0.0  # by the schedule
         self._measured: float = 0.0
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
@@ -111,9 +129,9 @@ class GradualPruning(KeepZeros):
         steps = self.params.get("steps")
         self._before = epoch * steps if steps else self._before + self._in_epoch
         self._in_epoch = 0
-        if self._release is None:
+        if self._hold is None:
             self._start(epoch, steps)
-            super().on_epoch_begin(epoch, logs)
+        super().on_epoch_begin(epoch, logs)
         self._prune_if_due()
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
@@ -137,21 +155,44 @@ class GradualPruning(KeepZeros):
             logs["sparsity"] = self._measured
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Logs the sparsity."""
+        """Logs the sparsity, measured anew."""
+        super().on_epoch_end(epoch, logs)
+        self._measured = self._pruner.measure(self.model, self._shares)
         if logs is not None:
             logs["sparsity"] = self._measured
 
-    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Leaves the optimizer as it was; warns if training ended before the schedule."""
-        super().on_train_end(logs)
+    def _check(self) -> None:
+        """Says what sparsity there is at the end, and logs it."""
+        model, hold = self.model, self._hold
+        if hold is None:
+            return
+        measured = self._pruner.measure(model, self._shares)
         step = self._before + self._in_epoch
-        if step < self._last:
+        if hold.came_back():
+            hold.record(anew=True)
+            warnings.warn(
+                f"Training ended at sparsity {measured:.3g}, though {self._reached:.3g} had been "
+                "reached: weights from before were put back, as EarlyStopping("
+                "restore_best_weights=True) does, or updated by what is not the model's optimizer. "
+                f"Give EarlyStopping start_from_epoch{self._first_epoch_to_choose()}, or prune to "
+                "the end in one fit and train on in a second, with KeepZeros() and the callback "
+                "that chooses the weights.",
+                stacklevel=2,
+            )
+        elif step < self._last:
             warnings.warn(
                 f"Training ended at step {step}, before the end of the pruning schedule "
-                f"({self._last}), at sparsity {self._measured:.3g}. Train on with initial_epoch, "
+                f"({self._last}), at sparsity {measured:.3g}. Train on with initial_epoch, "
                 "train longer, or give an earlier end.",
                 stacklevel=2,
             )
+        history = self._history_of_this_fit()
+        if history and history.history.get("sparsity"):
+            history.history["sparsity"][-1] = measured
+
+    def _first_epoch_to_choose(self) -> str:
+        steps = self.params.get("steps")
+        return f"={max(math.ceil(self._last / steps) - 1, 0)}" if steps else ""
 
     def _start(self, epoch: int, steps: int | None) -> None:
         self._thread = threading.get_ident()
@@ -172,8 +213,9 @@ class GradualPruning(KeepZeros):
             for time in (self._begin, self._end)
         )
         _check_order(self._first, self._last, self._begin, self._end)
+        refuse_lora(self.model)
         self._pruner.check(self.model, self._shares)
-        self._measured = self._pruner.measure(self.model, self._shares)
+        self._measured = self._reached = self._pruner.measure(self.model, self._shares)
 
     def _prune_if_due(self) -> None:
         step = self._before + self._in_epoch
@@ -199,7 +241,9 @@ class GradualPruning(KeepZeros):
         model = self.model  # on JAX this fetches the present weights
         self._pruner(model, targets)
         _clear_moving_averages(model)
-        self._measured = self._pruner.measure(model, self._shares)
+        self._measured = self._reached = self._pruner.measure(model, self._shares)
+        if self._hold is not None:
+            self._hold.record()
 
 
 def polynomial_sparsity(
@@ -257,11 +301,11 @@ class _Pruner:
         self._options: dict[str, Any] = dict(options)
         self._is_ours = function in (prune_weights, prune_units)
         self._of_units = function is prune_units
+        self._chosen: list[Any] = []  # keys of the masks
 
     def __call__(self, model: keras.Model, targets: Mapping[str | None, float]) -> None:
         if not self._is_ours:
-            pruned = self._function(model, **_as_arguments(targets))
-            for ours, theirs in zip(model.weights, pruned.weights, strict=True):
+            for ours, theirs in zip(model.weights, self._weights_of(model, targets), strict=True):
                 _set_to_zero(ours, keras.ops.convert_to_numpy(theirs) == 0)
         elif self._of_units:
             apply_unit_masks(model, self._masks_for(model, targets))
@@ -270,35 +314,56 @@ class _Pruner:
 
     def check(self, model: keras.Model, targets: Mapping[str | None, float]) -> None:
         """Raises an error if there is nothing to prune, or more is pruned than asked."""
-        kernel_layers(model)
         if not self._is_ours:
             return
-        asked = {
-            name: sum(
-                int(np.count_nonzero(~mask)) for mask in (masks if not self._of_units else [masks])
-            )
-            for name, masks in self._masks_for(model, targets).items()
-        }
-        table = summary(model).set_index("layer").loc[list(asked)]
-        pruned = table["zero_units" if self._of_units else "zeros"].astype(int).to_dict()
+        masks = self._masks_for(model, targets)
+        self._chosen = list(masks)
+        asked = [
+            sum(int(np.count_nonzero(~m)) for m in ([mask] if self._of_units else mask))
+            for mask in masks.values()
+        ]
+        rows = self._rows(model)
+        names = rows.index.tolist()
+        pruned = rows["zero_units" if self._of_units else "zeros"].tolist()
         if self._options.get("scope") == "global":
-            asked, pruned = ({model.name: sum(counts.values())} for counts in (asked, pruned))
-        for name, count in pruned.items():
-            if count > asked[name]:
+            names, pruned, asked = [model.name], [sum(pruned)], [sum(asked)]
+        for name, count, limit in zip(names, pruned, asked, strict=True):
+            if count > limit:
                 raise ValueError(
                     f"Of {name!r} {count} {'units' if self._of_units else 'weights'} are pruned "
-                    f"already, but the sparsity asked for prunes {asked[name]}. What is pruned is "
+                    f"already, but the sparsity asked for prunes {limit}. What is pruned is "
                     "not revived: ask for a higher sparsity, or start from the dense model."
                 )
 
     def measure(self, model: keras.Model, targets: Mapping[str | None, float]) -> float:
         """Returns the share of zeros in the layers that are pruned."""
-        table = summary(model)
-        chosen = self._options.get("layers") or [name for name in targets if name is not None]
-        part = table[table["layer"].isin(list(chosen)) if chosen else ~table["output"]]
+        if self._is_ours:
+            part = self._rows(model)
+        else:  # in those that are likely to be
+            table = summary(model)
+            part = table[~table["output"] if None in targets else table["layer"].isin(targets)]
         total, zero = ("units", "zero_units") if self._of_units else ("weights", "zeros")
-        part = part[part["units"].notna() | (not self._of_units)]
         return float(part[zero].sum() / part[total].sum())
+
+    def _rows(self, model: keras.Model) -> pd.DataFrame:
+        """The rows of `summary` of the layers that there are masks for."""
+        return summary(model).set_index("layer").loc[self._chosen]
+
+    def _weights_of(
+        self, model: keras.Model, targets: Mapping[str | None, float]
+    ) -> list[keras.Variable]:
+        """Calls a function of the user's and returns the weights of the model it returns."""
+        if None in targets:
+            pruned = self._function(model, targets[None])
+        else:
+            pruned = self._function(model, **_as_arguments(targets))
+        weights: list[keras.Variable] = getattr(pruned, "weights", [])
+        if [tuple(v.shape) for v in weights] != [tuple(v.shape) for v in model.weights]:
+            raise ValueError(
+                "prune must return a model whose weights have the shapes of those of the model "
+                f"given to it, '{model.name}', as prune_weights does. It returned: {pruned!r}"
+            )
+        return weights
 
     def _masks_for(self, model: keras.Model, targets: Mapping[str | None, float]) -> Any:
         masks = unit_masks if self._of_units else weight_masks
@@ -311,12 +376,11 @@ def _as_arguments(targets: Mapping[str | None, float]) -> dict[str, Any]:
 
 def _clear_moving_averages(model: keras.Model) -> None:
     """Zeroes the averages of pruned weights: at the end of fit they overwrite the weights."""
-    optimizer = inner_optimizer(model)
-    for entry in kernel_layers(model):
+    averages = moving_averages(model_optimizers(model))
+    for entry in kernel_layers(model) if averages else ():
         for kernel in entry.kernels:
-            average = moving_average(optimizer, kernel) if kernel.trainable else None
-            if average is not None:
-                _set_to_zero(average, ops.convert_to_numpy(kernel) == 0)
+            if id(kernel) in averages:
+                _set_to_zero(averages[id(kernel)], ops.convert_to_numpy(kernel) == 0)
 
 
 def _set_to_zero(variable: keras.Variable, where: Any) -> None:
