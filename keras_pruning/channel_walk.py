@@ -8,7 +8,8 @@ import numpy as np
 
 from keras_pruning.channel_rules import rule_of
 from keras_pruning.channels import Call, ChannelGraph, IntArray, NoRule, Shape, Signal
-from keras_pruning.graph import batch_norms_after, functional_graph, kernel_layers, nodes_in_order
+from keras_pruning.functional import batch_norms_after, functional_graph, nodes_in_order
+from keras_pruning.kernels import kernel_layers
 
 __all__ = ["prunable_groups", "trace_channels"]
 

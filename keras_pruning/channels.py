@@ -19,7 +19,7 @@ import numpy.typing as npt
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from keras_pruning.graph import all_layers
+from keras_pruning.functional import all_layers
 
 __all__ = ["Call", "ChannelGraph", "Fold", "NoRule", "Shape", "Signal"]
 

@@ -282,6 +282,8 @@ def _refer_to_functions(
     layers = {layer.name: layer for layer in sublayers(model)}
     for entry in config["config"].get("layers", ()):
         layer = layers.get(entry["config"].get("name"))
+        if layer is None:
+            continue
         for key in entry["config"]:
             value = getattr(layer, key, None)
             if callable(value) and not isinstance(value, keras.Layer) and _is_users(value):
@@ -293,8 +295,7 @@ def _refer_to_functions(
                     "config": name,
                     "registered_name": name,
                 }
-        if layer is not None:
-            _refer_to_functions(layer, entry, objects, f"{prefix}{layer.name}/")
+        _refer_to_functions(layer, entry, objects, f"{prefix}{layer.name}/")
 
 
 def _custom_objects(model: keras.Model) -> dict[str, Any]:

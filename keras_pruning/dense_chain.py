@@ -14,7 +14,7 @@ import numpy.typing as npt
 from keras import activations
 from keras import layers as kl
 
-from keras_pruning.graph import linear_chain
+from keras_pruning.functional import linear_chain
 
 __all__ = ["DenseStep", "compact", "read_dense_chain"]
 

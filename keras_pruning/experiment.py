@@ -16,7 +16,7 @@ import keras
 import pandas as pd
 
 from keras_pruning.finetune import keep_zeros
-from keras_pruning.graph import kernel_layers
+from keras_pruning.kernels import kernel_layers
 from keras_pruning.masks import check_sparsity
 from keras_pruning.selection import Scope
 from keras_pruning.store import open_store, set_aside, task_path, write_whole

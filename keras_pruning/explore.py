@@ -19,8 +19,9 @@ import keras
 import numpy as np
 import numpy.typing as npt
 
+from keras_pruning.copies import copy_for_inference
 from keras_pruning.dense_chain import read_dense_chain
-from keras_pruning.graph import copy_for_inference, kernel_layers
+from keras_pruning.kernels import kernel_layers
 from keras_pruning.masks import check_sparsity, count_nonzero
 from keras_pruning.prune import (
     apply_unit_masks,

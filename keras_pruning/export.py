@@ -12,14 +12,9 @@ import keras
 import numpy as np
 import numpy.typing as npt
 
-from keras_pruning.graph import (
-    all_layers,
-    copy_state,
-    functional_graph,
-    kernel_layers,
-    model_config,
-    model_from_config,
-)
+from keras_pruning.copies import copy_state, model_config, model_from_config
+from keras_pruning.functional import all_layers, functional_graph
+from keras_pruning.kernels import kernel_layers
 
 __all__ = ["export_litert", "litert_predict"]
 

@@ -20,7 +20,8 @@ import numpy as np
 import numpy.typing as npt
 from keras import ops
 
-from keras_pruning.graph import KernelLayer, all_layers, batch_norms_after, kernel_layers
+from keras_pruning.functional import all_layers, batch_norms_after
+from keras_pruning.kernels import KernelLayer, kernel_layers
 
 __all__ = ["KeepZeros", "keep_zeros", "model_optimizers", "moving_averages", "refuse_lora"]
 
@@ -384,11 +385,18 @@ def _layers_to_keep(model: keras.Model) -> list[KernelLayer]:
 
 def _unit_vectors(model: keras.Model, entry: KernelLayer) -> list[keras.Variable]:
     """What belongs to the units of a layer: bias, and scale and offset behind it."""
-    if entry.is_output or not entry.has_units:
+    if not entry.has_units or _may_be_output(entry):
         return []
     norms = batch_norms_after(model, entry.layer)
     vectors = [entry.bias, *(v for norm in norms for v in (norm.gamma, norm.beta))]
     return [v for v in vectors if v is not None and v.trainable]
+
+
+def _may_be_output(entry: KernelLayer) -> bool:
+    try:
+        return entry.is_output
+    except ValueError:  # it cannot be told
+        return True
 
 
 def _pruned_in(

@@ -19,7 +19,7 @@ from keras_pruning.finetune import (
     moving_averages,
     refuse_lora,
 )
-from keras_pruning.graph import kernel_layers
+from keras_pruning.kernels import kernel_layers
 from keras_pruning.masks import check_sparsity
 from keras_pruning.prune import (
     apply_unit_masks,

@@ -55,7 +55,7 @@ class _Follower:
         self._apart: set[int] = set()  # layers that are not heard of in a prediction
 
     def heads(self, model: keras.Model) -> Tags:
-        heads = set()
+        heads: set[int] = set()
         for last in self._outputs_of(model):
             if not any(self._upstream(layer) & last for layer in last):
                 heads |= last

@@ -10,8 +10,10 @@ import pandas as pd
 from keras import ops
 from tqdm import tqdm
 
+from keras_pruning.copies import copy_model
 from keras_pruning.finetune import keep_zeros
-from keras_pruning.graph import batch_norms_after, copy_model, kernel_layers
+from keras_pruning.functional import batch_norms_after
+from keras_pruning.kernels import kernel_layers
 from keras_pruning.masks import check_sparsity
 from keras_pruning.prune import prune_units, prune_weights
 from keras_pruning.summary import pruned_share

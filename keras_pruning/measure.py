@@ -17,7 +17,8 @@ import numpy as np
 import pandas as pd
 
 from keras_pruning.arrays import as_arrays, count_examples
-from keras_pruning.graph import compile_for_inference, copy_for_inference, kernel_layers
+from keras_pruning.copies import compile_for_inference, copy_for_inference
+from keras_pruning.kernels import kernel_layers
 from keras_pruning.masks import count_nonzero
 from keras_pruning.operations import MultiplyAdds, count_multiply_adds, packs_weights
 from keras_pruning.sparse import SparseModel

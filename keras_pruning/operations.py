@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import keras
 from keras import layers as kl
 
-from keras_pruning.graph import KernelLayer, all_layers, kernel_layers
+from keras_pruning.functional import all_layers
+from keras_pruning.kernels import KernelLayer, kernel_layers
 from keras_pruning.masks import count_nonzero
 
 __all__ = ["MultiplyAdds", "count_multiply_adds", "packs_weights"]

@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import keras
 import numpy as np
@@ -27,8 +27,8 @@ __all__ = [
 ]
 
 Scope = Literal["layer", "global"]
-LayerOrName = str | keras.Layer
-Layers = keras.Layer | Iterable[LayerOrName] | Mapping[LayerOrName, float] | None
+LayerOrName = Any  # the name of a layer, or the layer itself: Keras has no types
+Layers = LayerOrName | Iterable[LayerOrName] | Mapping[LayerOrName, float] | None
 BoolArray = npt.NDArray[np.bool_]
 
 
@@ -165,7 +165,7 @@ def default_names(model: keras.Model, entries: list[KernelLayer], *, units: bool
     return [e.name for e in with_units if not e.is_output]
 
 
-def _listed(layers: keras.Layer | Iterable[LayerOrName]) -> list[LayerOrName]:
+def _listed(layers: Any) -> list[LayerOrName]:
     if isinstance(layers, str):
         raise TypeError(f"layers must be a list of names or a dict. Received: layers={layers!r}")
     return [layers] if isinstance(layers, keras.Layer) else list(layers)

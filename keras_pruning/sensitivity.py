@@ -10,6 +10,7 @@ import keras
 import pandas as pd
 from tqdm import tqdm
 
+from keras_pruning.copies import without_lora
 from keras_pruning.masks import check_sparsity
 from keras_pruning.prune import (
     prunable_layers,
@@ -19,6 +20,7 @@ from keras_pruning.prune import (
     weights_under_weight_masks,
 )
 from keras_pruning.scores import Score
+from keras_pruning.selection import layer_names
 from keras_pruning.sweep import (
     SPARSITIES,
     Weights,
@@ -47,7 +49,7 @@ def sensitivity_sweep(
     method: Literal["weights", "units"] = "weights",
     sparsities: Sequence[float] = SPARSITIES,
     score: Score = "magnitude",
-    layers: Iterable[str] | None = None,
+    layers: Iterable[str | keras.Layer] | None = None,
     seed: int = 0,
     batch_size: int = 1000,
     progress: bool = True,
@@ -65,7 +67,7 @@ def sensitivity_sweep(
         method: "weights" or "units", as `prune_weights` and `prune_units`.
         sparsities: Shares to prune, floats in [0, 1]. 0, the dense model, is always there.
         score: As in `prune_weights` and `prune_units`.
-        layers: Names of the layers; by default `prunable_layers(model, method)`.
+        layers: Names of the layers, or the layers; by default `prunable_layers(model, method)`.
         seed: Seed of `score="random"`.
         batch_size: Examples evaluated together.
         progress: Whether to show a progress bar on standard output.
@@ -82,9 +84,8 @@ def sensitivity_sweep(
     """
     x, y = check_data(model, x, y)
     known = prunable_layers(model, method)
-    if isinstance(layers, str):
-        raise TypeError(f"layers must be a list of names. Received: layers={layers!r}")
-    names = known if layers is None else list(layers)
+    names = known if layers is None else list(layer_names(model, layers))
+    model = without_lora(model)  # what it computes with is what is pruned
     shares = sorted({0.0, *(check_sparsity(share) for share in sparsities)})
 
     def pruned(names: list[str], share: float) -> Weights:

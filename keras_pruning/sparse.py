@@ -13,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 from keras import activations
 
+from keras_pruning.copies import loss_head
 from keras_pruning.dense_chain import DenseStep, read_dense_chain
-from keras_pruning.graph import kernel_layers, loss_head
+from keras_pruning.kernels import kernel_layers
 from keras_pruning.sparse_chain import SparseChain
 
 __all__ = ["SparseModel"]

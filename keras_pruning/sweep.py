@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from keras_pruning.copies import copy_model, loss_head, model_config, without_lora
 from keras_pruning.arrays import as_arrays, count_examples
+from keras_pruning.copies import copy_model, loss_head, model_config, without_lora
 from keras_pruning.dense_chain import read_dense_chain
 from keras_pruning.masks import check_sparsity, count_nonzero
 from keras_pruning.prune import (

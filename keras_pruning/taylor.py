@@ -7,7 +7,9 @@ import numpy as np
 import numpy.typing as npt
 from keras import ops
 
-from keras_pruning.graph import KernelLayer, all_layers, copy_model, kernel_layers
+from keras_pruning.copies import copy_model, without_lora
+from keras_pruning.functional import all_layers
+from keras_pruning.kernels import KernelLayer, kernel_layers
 from keras_pruning.sweep import check_data
 
 __all__ = ["taylor_scores"]
@@ -56,6 +58,7 @@ def taylor_scores(
     x, y = check_data(model, x, y)
     if method not in ("weights", "units"):
         raise ValueError(f"method must be 'weights' or 'units'. Received: method={method!r}")
+    model = without_lora(model)  # what it computes with is what is pruned
     gradients = _gradients(model, x, y, batch_size)
     entries = [
         entry

@@ -18,7 +18,7 @@ from typing import Any
 
 import keras
 
-from keras_pruning.graph import compile_for_inference, copy_for_inference
+from keras_pruning.copies import compile_for_inference, copy_for_inference
 
 __all__ = [
     "Payload",

@@ -6,7 +6,8 @@ import pytest
 from keras import layers as kl
 
 from keras_pruning.channel_walk import prunable_groups
-from keras_pruning.graph import batch_norms_after, kernel_layers
+from keras_pruning.functional import batch_norms_after
+from keras_pruning.kernels import kernel_layers
 from keras_pruning.shrink import shrink
 
 

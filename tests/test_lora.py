@@ -148,9 +148,7 @@ def test_the_accuracy_of_a_sweep_moves_with_the_merged_kernel():
     np.testing.assert_allclose(table["sparsity_measured"], [0, 0.5, 0.9], atol=0.01)
 
 
-@pytest.mark.parametrize(
-    "callback", [kp.KeepZeros, lambda: kp.GradualPruning(0.5, end=4, every=1)]
-)
+@pytest.mark.parametrize("callback", [kp.KeepZeros, lambda: kp.GradualPruning(0.5, end=4, every=1)])
 def test_training_with_zeros_refuses_a_model_that_still_has_lora_weights(callback):
     model = network()
     with pytest.raises(ValueError, match="hidden.*LoRA|LoRA.*hidden"):

@@ -8,7 +8,7 @@ import pytest
 from keras import layers as kl
 
 import keras_pruning as kp
-from keras_pruning.graph import kernel_layers
+from keras_pruning.kernels import kernel_layers
 from keras_pruning.prune import apply_unit_masks, unit_masks
 from keras_pruning.shrink import shrink
 

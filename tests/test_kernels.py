@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from keras import layers as kl
 
-from keras_pruning.graph import batch_norms_after, copy_model, kernel_layers, linear_chain
+from keras_pruning.copies import copy_model
+from keras_pruning.functional import batch_norms_after, linear_chain
+from keras_pruning.kernels import kernel_layers
 
 
 class Plain(keras.Model):
