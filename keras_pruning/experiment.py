@@ -89,7 +89,8 @@ def experiment(
             pruned model in place, while its zeros are kept, or to `None` for none, which is
             the default: `{"none": None}`.
         scope: "layer" or "global", as in `prune_weights`.
-        executor: Any `concurrent.futures.Executor`: that of `local_processes`,
+        executor: Any `concurrent.futures.Executor`: that of `local_processes`, in a script
+            under `if __name__ == "__main__":`,
             `dask.distributed.Client(...).get_executor()`, MPI's pool. `None`: one task after the
             other in this process.
         store: Folder for results and trained networks, or `None`.

@@ -109,7 +109,8 @@ def sparsity_sweep(
         batch_size: Examples evaluated together.
         progress: Whether to show a progress bar on standard output.
         executor: Any `concurrent.futures.Executor`, whose workers share the points: that of
-            `local_processes`, `dask.distributed.Client(...).get_executor()`, MPI's pool.
+            `local_processes`, in a script under `if __name__ == "__main__":`,
+            `dask.distributed.Client(...).get_executor()`, MPI's pool.
             `None`: this process, two points side by side where no given function and no
             Keras model has a part, else one after the other. To an executor the model and
             the data travel with each point; given functions must be importable there.

@@ -7,11 +7,13 @@ import multiprocessing
 import os
 import pkgutil
 import signal
+import sys
 import tempfile
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -51,7 +53,12 @@ def local_processes(count: int, *, threads: int = 1) -> Iterator[ProcessPoolExec
 
     They are started anew rather than forked, which would inherit the threads of a backend
     in a state of deadlock. They end with this process, even if it is killed, and at once
-    when the `with` block is left by an error or Ctrl-C.
+    when the `with` block is left by an error or Ctrl-C. Each first imports the script that
+    it is called from, so there it must stand under a guard:
+
+        if __name__ == "__main__":
+            with kp.local_processes(2) as executor:
+                table = kp.experiment(..., executor=executor)
 
     Args:
         count: Number of processes.
@@ -59,6 +66,7 @@ def local_processes(count: int, *, threads: int = 1) -> Iterator[ProcessPoolExec
 
     Raises:
         ValueError: If a number is not a whole number from 1.
+        BrokenProcessPool: If the workers end as they begin, as they do without the guard.
     """
     for name, number in (("count", count), ("threads", threads)):
         if isinstance(number, bool) or not isinstance(number, int) or number < 1:
@@ -70,17 +78,32 @@ def local_processes(count: int, *, threads: int = 1) -> Iterator[ProcessPoolExec
         initargs=(threads,),
     )
     before = set(multiprocessing.active_children())
+    begun: list[Future[int]] = []
     try:
         with _ctrl_c_held():  # a new process inherits it, and is not interrupted as it starts
             for _ in range(count):  # a task that finds no idle process starts one
-                pool.submit(os.getpid)
+                begun.append(pool.submit(os.getpid))
         yield pool
-    except BaseException:
+    except BaseException as error:
         for process in set(multiprocessing.active_children()) - before:
             process.terminate()
+        if "bootstrapping phase" in str(error):  # a worker that imports a script without a guard
+            sys.exit(1)  # the parent says it; a traceback a worker would bury that
+        if isinstance(error, BrokenProcessPool) and not any(map(_has_succeeded, begun)):
+            raise BrokenProcessPool(_NEVER_BEGAN) from None
         raise
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+_NEVER_BEGAN = (
+    "The workers ended as they began: in a script, call local_processes under "
+    'if __name__ == "__main__": for each worker imports the script first.'
+)
+
+
+def _has_succeeded(future: Future[Any]) -> bool:
+    return future.done() and not future.cancelled() and future.exception() is None
 
 
 def compute_in_background() -> None:

@@ -1,6 +1,7 @@
 """Experiments: one table on every executor, and no result lost or computed twice."""
 
 import errno
+import importlib
 import json
 import os
 import signal
@@ -24,7 +25,7 @@ from keras_pruning.store import decode_result
 from keras_pruning.tasks import _THIS_PROCESS, _Conditions, _run
 from keras_pruning.workers import model_from_bytes, model_to_bytes
 
-study = sys.modules["keras_pruning.experiment"]  # the package's name for it is the function's
+study = importlib.import_module("keras_pruning.experiment")  # kp.experiment is the function
 
 STUDY = {
     "data": {"blobs": "tiny_study:blobs"},
@@ -486,6 +487,54 @@ def test_a_model_that_cannot_travel_is_named():
     model = keras.Sequential([keras.Input((2,)), Own(), keras.layers.Dense(2)])
     with pytest.raises(ValueError, match="A worker cannot load the model. Register"):
         model_from_bytes(model_to_bytes(model))
+
+
+SCRIPT = """
+import keras_pruning as kp
+{guard}
+    with kp.local_processes(2) as executor:
+        table = kp.experiment(
+            data={{"blobs": "tiny_study:blobs"}},
+            networks={{"dense": "tiny_study:train"}},
+            methods=["weights"],
+            sparsities=[0, 0.5],
+            executor=executor,
+            progress=False,
+        )
+    print(table["sparsity_measured"].tolist())
+"""
+
+
+def run_script(folder, guard):
+    (folder / "study.py").write_text(SCRIPT.format(guard=guard))
+    paths = [str(Path(kp.__file__).parents[1]), str(Path(tiny_study.__file__).parent)]
+    return subprocess.run(
+        [sys.executable, "study.py"],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+        timeout=300,
+    )
+
+
+@pytest.mark.slow
+def test_a_script_without_a_guard_is_told_so_in_one_sentence(tmp_path):
+    ran = run_script(tmp_path, "if True:")
+    assert ran.returncode == 1 and ran.stdout == ""
+    notes = ("I0000", "W0000", "E0000", "WARNING: All log")  # TensorFlow's
+    lines = [line for line in ran.stderr.splitlines() if not line.startswith(notes)]
+    assert lines[-1].endswith(
+        "The workers ended as they began: in a script, call local_processes under "
+        'if __name__ == "__main__": for each worker imports the script first.'
+    )
+    assert sum(line.startswith("Traceback") for line in lines) == 1 and len(lines) < 50
+
+
+@pytest.mark.slow
+def test_a_script_with_a_guard_runs(tmp_path):
+    ran = run_script(tmp_path, 'if __name__ == "__main__":')
+    assert ran.stdout == "[0.0, 0.5]\n", ran.stderr
 
 
 @pytest.mark.slow
