@@ -42,15 +42,20 @@ def shrink(
     shared layers and nested models. What is not (recurrent layers, attention,
     LayerNormalization, custom layers) keeps its units and those that it reads.
 
+    A functional model whose class has a configuration of its own, as those of Keras Hub,
+    comes back as the plain `keras.Model` of its layers if a unit goes, since that
+    configuration cannot say the new sizes; nested ones do as well. What the class adds,
+    as a `train_step`, stays behind.
+
     Args:
         model: A built Sequential or functional Keras model; it is not changed.
         report: Whether to return a table as well.
 
     Returns:
-        A model of the same kind, layer names and compile state; its optimizer starts
-        afresh, with the same settings. With `report=True` also a DataFrame with a row
-        for each layer with units: `layer`, `before`, `after` (units), and `reason`: why
-        units that are zero stay.
+        A model of the same kind but for the above, with the same layer names and compile
+        state; its optimizer starts afresh. With `report=True` also a DataFrame with a row
+        for each layer with units: `layer`, `before`, `after` (units), and `reason`: which
+        layer or operation keeps units that are zero, and why.
 
     Raises:
         TypeError: If `model` is not a Keras model.
@@ -70,10 +75,11 @@ def shrink(
     _keep_one_each(graph, groups, reasons)
     stays = np.isin(np.arange(groups.max(initial=-1) + 1), list(reasons))
     removed = ~stays[groups]
-    config = model_config(model)
     if removed.any():
         config = _config(model)
         _edit(config, model, graph, removed)
+    else:
+        config = model_config(model)
     shrunken = model_from_config(model, config)
     _fill(model, shrunken, graph, removed)
     compile_like(shrunken, model)
@@ -125,7 +131,7 @@ def _config(model: keras.Layer) -> dict[str, Any]:
     """The configuration of a functional model, layer by layer, whatever its class tells."""
     config = model_config(model)
     function = functional_graph(model)
-    if "layers" in config["config"] or function is None:
+    if _tells_layers(config) or function is None:
         return config
     plain = model_config(keras.Model(function.input, function.output, name=model.name))
     plain["config"]["trainable"] = model.trainable
@@ -143,7 +149,7 @@ def _edit(
         entry.pop("build_config", None)
         layer = layers.get(entry.get("name") or entry["config"]["name"])
         if layer is not None and functional_graph(layer) is not None and layer not in graph.refused:
-            if "layers" not in entry["config"]:
+            if not _tells_layers(entry):
                 entry |= _config(layer)
             _edit(entry, layer, graph, removed)
         for key, ids in graph.sizes.get(layer, {}).items():
@@ -154,10 +160,16 @@ def _edit(
         config["config"]["build_input_shape"] = entries[0]["config"]["batch_shape"]
 
 
+def _tells_layers(config: dict[str, Any]) -> bool:
+    """Whether the configuration of a model holds those of its layers."""
+    layers = config["config"].get("layers")  # a class may call its widths so
+    return isinstance(layers, list) and all(isinstance(x, dict) for x in layers)
+
+
 def _layers(model: keras.Layer) -> list[keras.Layer]:
     """The layers of a model, a Sequential's InputLayer among them."""
     function = functional_graph(model)
-    return function._layers if function is not None else []
+    return function.layers if function is not None else []
 
 
 def _set_size(config: dict[str, Any], key: Any, size: int) -> None:
@@ -180,8 +192,9 @@ def _fill(
     model: keras.Layer, shrunken: keras.Layer, graph: ChannelGraph, removed: BoolArray
 ) -> None:
     """Copies what is left of the weights."""
-    by_name = {target.name: target for target in shrunken.layers}
-    for layer, target in zip(model.layers, shrunken.layers, strict=True):
+    targets = _layers(shrunken)
+    by_name = {target.name: target for target in targets}
+    for layer, target in zip(_layers(model), targets, strict=True):
         # A custom layer may have lost its name, never its place.
         target = by_name.get(layer.name, target)
         if layer in graph.cuts and layer not in graph.refused:

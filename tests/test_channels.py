@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 from keras import layers as kl
+from test_shrink import RANDOM_MODELS, RandomModel
 
 from keras_pruning.channel_walk import prunable_groups
 from keras_pruning.functional import batch_norms_after
@@ -189,7 +190,7 @@ def zero_units(model, layer, gone):
     kernel = getattr(layer, "kernel", None)
     kernel = layer.pointwise_kernel if kernel is None else kernel
     values = numpy(kernel).copy()
-    if isinstance(layer, kl.Conv2DTranspose):
+    if isinstance(layer, (kl.Conv1DTranspose, kl.Conv2DTranspose, kl.Conv3DTranspose)):
         values[..., gone, :] = 0
     else:
         values[..., gone] = 0
@@ -200,14 +201,14 @@ def zero_units(model, layer, gone):
                 getattr(norm, name).assign(numpy(getattr(norm, name)) * ~gone)
 
 
-@pytest.mark.parametrize("build", MODELS, ids=lambda build: build.__name__)
-def test_the_units_that_are_said_to_go_go_and_no_others(build):
-    model = build()
-    randomize(model, seed=0)
+def check_by_shrinking(model, count=None):
+    """Zeroes one group after the other, or `count` of them, and looks whether it goes."""
     weights = model.get_weights()
     units, reasons = prunable_groups(model)
     names = {entry.layer: entry.name for entry in kernel_layers(model)}
-    for group in np.unique(np.concatenate(list(units.values()))).tolist():
+    for group in np.unique(np.concatenate(list(units.values()))).tolist()[:count]:
+        if group not in reasons and any((groups == group).all() for groups in units.values()):
+            continue  # a layer would be left without units
         model.set_weights(weights)
         for layer, groups in units.items():
             zero_units(model, layer, groups == group)
@@ -216,6 +217,19 @@ def test_the_units_that_are_said_to_go_go_and_no_others(build):
             row, members = table.loc[names[layer]], np.count_nonzero(groups == group)
             expected = 0 if group in reasons else members
             assert not members or row["before"] - row["after"] == expected, reasons.get(group)
+
+
+@pytest.mark.parametrize("build", MODELS, ids=lambda build: build.__name__)
+def test_the_units_that_are_said_to_go_go_and_no_others(build):
+    model = build()
+    randomize(model, seed=0)
+    check_by_shrinking(model)
+
+
+@pytest.mark.parametrize("seed", range(RANDOM_MODELS // 10))
+def test_in_random_models_too(seed):
+    recipe = RandomModel(seed)
+    check_by_shrinking(recipe.build(depth=int(recipe.rng.integers(1, 8))), count=4)
 
 
 def never(model):

@@ -677,13 +677,14 @@ class OwnConfig(keras.Model):
         self.width, self.nested = width, nested
 
     def get_config(self):
-        config = {"name": self.name, "trainable": self.trainable, "width": self.width}
+        config = {"name": self.name, "trainable": self.trainable, "layers": [self.width]}
         if self.nested is not None:
             config["nested"] = keras.saving.serialize_keras_object(self.nested)
         return config
 
     @classmethod
     def from_config(cls, config):
+        config["width"] = config.pop("layers")[0]
         if "nested" in config:
             config["nested"] = keras.saving.deserialize_keras_object(
                 config["nested"], custom_objects={"OwnConfig": OwnConfig}
@@ -707,6 +708,27 @@ def test_a_functional_model_with_its_own_config_comes_back_as_a_plain_one(tmp_pa
     loaded = keras.models.load_model(tmp_path / "small.keras")  # without the class
     assert type(loaded) is type(keras.Model(model.input, model.output))
     assert largest_difference(model, loaded) < 1e-5
+
+
+class OwnSequential(keras.Sequential):
+    def __init__(self, width, **options):
+        hidden = kl.Dense(width, "relu", name="hidden")
+        super().__init__([keras.Input((4,)), hidden, kl.Dense(3)], **options)
+        self.width = width
+
+    def get_config(self):
+        return {"name": self.name, "width": self.width}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**config)
+
+
+def test_a_sequential_model_with_its_own_config_comes_back_as_a_plain_model():
+    model = randomize(OwnSequential(6), np.random.default_rng(0))
+    shrunken = shrink(kp.prune_units(model, 0.5))
+    assert shrunken.get_layer("hidden").units == 3
+    assert largest_difference(kp.prune_units(model, 0.5), shrunken) < 1e-5
 
 
 def test_a_model_with_its_own_config_keeps_its_class_where_no_unit_goes():
