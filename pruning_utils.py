@@ -411,8 +411,9 @@ def train(
 
     Adam minimises the cross-entropy of the logits, and a cosine takes its learning rate from
     `learning_rate` to 0 over the whole training (Loshchilov & Hutter 2017). Afterwards the
-    network is compiled anew with plain Adam: the schedule has ended at 0, where fine-tuning
-    would do nothing, and Adam's moments would triple the size of a saved file.
+    network is compiled anew with plain SGD of that learning rate: the schedule has ended at 0,
+    where a `fit` would do nothing, Adam's moments would triple the size of a saved file, and
+    without them Keras would warn when it loads the file. SGD has nothing to save.
 
     The result is not Keras's `History`, which keeps the network alive and knows neither the
     test accuracy nor the time.
@@ -454,7 +455,8 @@ def train(
 
     _free_memory()
     keras.utils.set_random_seed(seed)
-    _compile(network, keras.optimizers.schedules.CosineDecay(learning_rate, epochs * steps))
+    schedule = keras.optimizers.schedules.CosineDecay(learning_rate, epochs * steps)
+    _compile(network, keras.optimizers.Adam(schedule))
     progress = _Progress(data.title, epochs, steps, verbose=verbose)
     start = time.perf_counter()
     try:
@@ -467,7 +469,7 @@ def train(
                 verbose=0,
             )
         seconds = time.perf_counter() - start
-        _compile(network, learning_rate)
+        _compile(network, keras.optimizers.SGD(learning_rate))
         _free_memory()  # Adam's moments, before the test images need room
         loss, accuracy = network.evaluate(data.x_test, data.y_test, batch_size=1_000, verbose=0)
         passes = "1 epoch" if epochs == 1 else f"{epochs} epochs"
@@ -501,7 +503,13 @@ def explore(network: keras.Model, data: Dataset, *, sparsity: float = 0.9) -> ip
     _check_image_shape(network, data)
     _free_memory()
     return _panel.explore(
-        network, data.x_test, data.y_test, data.class_names, sparsity=sparsity, title=data.title
+        network,
+        data.x_test,
+        data.y_test,
+        data.class_names,
+        sparsity=sparsity,
+        title=data.title,
+        picture=Path(__file__).with_name("images") / "panel.png",
     )
 
 
@@ -818,12 +826,9 @@ def _dense(name: str, units: int, seed: int, activation: str | None = None) -> k
     )
 
 
-def _compile(
-    network: keras.Model,
-    learning_rate: float | keras.optimizers.schedules.LearningRateSchedule,
-) -> None:
+def _compile(network: keras.Model, optimizer: keras.optimizers.Optimizer) -> None:
     network.compile(
-        optimizer=keras.optimizers.Adam(learning_rate),
+        optimizer=optimizer,
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
     )
@@ -938,7 +943,7 @@ class _Progress(keras.callbacks.Callback):
 
     def __init__(self, title: str, epochs: int, steps: int, *, verbose: bool) -> None:
         super().__init__()
-        self._title = title
+        self._name = title.split(",")[0]  # without its sizes, so that the line is not cut
         self._epochs = epochs
         self._epoch = 0
         self._bar = tqdm(
@@ -946,7 +951,7 @@ class _Progress(keras.callbacks.Callback):
             file=sys.stdout,
             disable=not verbose,
             ascii=True,
-            ncols=100,
+            ncols=120,  # the longest title, accuracy and time are 105 letters
             mininterval=1.0,  # seconds; a notebook's file keeps every update
             bar_format="|{bar:20}| {desc}",
         )
@@ -956,7 +961,7 @@ class _Progress(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         self._bar.set_description_str(
-            f"{self._title}, epoch {self._epoch}/{self._epochs}, loss {logs['loss']:.4f}, "
+            f"{self._name}, epoch {self._epoch}/{self._epochs}, loss {logs['loss']:.4f}, "
             f"accuracy {logs['accuracy']:.4f}",
             refresh=False,
         )

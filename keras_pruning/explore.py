@@ -13,6 +13,7 @@ import io
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -60,6 +61,7 @@ def explore(
     *,
     sparsity: float = 0.9,
     title: str = "",
+    picture: str | Path | None = None,
 ) -> ipywidgets.VBox:
     """Returns a panel with sliders that prune a classifier and show what that does.
 
@@ -78,6 +80,8 @@ def explore(
         class_names: One name a class; by default the numbers.
         sparsity: Where the slider stands first, in [0, 0.99].
         title: Name of the data, to stand above the numbers.
+        picture: A PNG file that is shown in the panel's place where no kernel runs; a sentence
+            stands there if it is None or not to be found.
 
     Returns:
         An ipywidgets box; as the last line of a cell it is shown.
@@ -116,9 +120,27 @@ def explore(
     update()
     for slider in sliders.values():
         slider.observe(update, names="value")
-    # GitHub and a notebook that is only read show the text instead of the panel.
-    panel_type = type("Panel", (widgets.VBox,), {"__repr__": lambda panel: _WITHOUT_KERNEL})
-    return panel_type([*sliders.values(), shown])
+    return _panel_type(picture)([*sliders.values(), shown])
+
+
+def _panel_type(picture: str | Path | None) -> type[ipywidgets.VBox]:
+    """Returns a box that also says, or shows, what it is where it cannot be drawn."""
+    import ipywidgets as widgets
+
+    file = None if picture is None else Path(picture)
+
+    class Panel(widgets.VBox):
+        def __repr__(self) -> str:
+            return _WITHOUT_KERNEL
+
+        def _repr_mimebundle_(self, **options: Any) -> dict[str, Any]:
+            # A front end takes the first kind that it can draw: the widget while a kernel runs.
+            bundle = super()._repr_mimebundle_(**options)
+            if file is not None and file.is_file():
+                bundle["image/png"] = base64.b64encode(file.read_bytes()).decode("ascii")
+            return bundle
+
+    return Panel
 
 
 @dataclass(frozen=True)

@@ -213,6 +213,16 @@ def test_without_a_front_end_the_panel_is_a_sentence(panel):
     assert repr(panel) == "The panel answers while the notebook runs: run this cell."
 
 
+def test_without_a_front_end_a_picture_stands_for_the_panel(convolutional, digits, root):
+    png = root / "images" / "panel.png"
+    x, y = digits.x_test[:10, ..., None], digits.y_test[:10]
+    bundle = explore(convolutional, x, y, picture=png)._repr_mimebundle_()
+    assert base64.b64decode(bundle["image/png"]) == png.read_bytes()
+    assert "application/vnd.jupyter.widget-view+json" in bundle  # what a running notebook takes
+    bundle = explore(convolutional, x, y, picture=png.with_name("no.png"))._repr_mimebundle_()
+    assert "image/png" not in bundle
+
+
 def test_moves_are_timed(panel, capsys):
     seconds = []
     for step in range(20):

@@ -55,6 +55,13 @@ def texts_of(ax):
     return [text.get_text() for text in ax.texts]
 
 
+def overlapping_texts(ax):
+    ax.figure.canvas.draw()
+    boxes = [(text.get_text(), text.get_window_extent()) for text in ax.texts]
+    pairs = itertools.combinations(boxes, 2)
+    return [(one, other) for (one, a), (other, b) in pairs if a.overlaps(b)]
+
+
 def rows_of_text(ax, shape):
     return np.array(texts_of(ax)).reshape(shape).tolist()
 
@@ -611,10 +618,28 @@ def test_a_recovery_goes_from_the_pruned_to_the_trained_network(ax):
         tuple(line.get_xydata()[0]) for line in ax.get_lines() if line.get_linestyle() == "None"
     ]
     assert dots == [(98, 0), (70, 0), (97, 0), (90, 1), (40, 1), (88, 1)]
-    assert [text.get_text() for text in ax.texts] == ["70.0", "97.0", "40.0", "88.0"]
+    numbers = ["70.0", "97.0", "98.0", "40.0", "88.0", "90.0"]  # pruned, trained on, dense
+    assert [text.get_text() for text in ax.texts] == numbers
     assert [tick.get_text() for tick in ax.get_yticklabels()] == ["weights", "units"]
     legend = [text.get_text() for text in ax.get_legend().get_texts()]
     assert legend == ["dense", "one-shot", "trained on"]
+
+
+def test_each_number_of_a_recovery_stands_at_its_own_mark(ax):
+    table = pd.DataFrame([(0.92, 0.26, 0.55)], ["digits"], ["dense", "pruned", "trained on"])
+    plots.plot_recovery(table, ax=ax)
+    assert {text.get_text(): text.xy[0] for text in ax.texts} == {
+        "26.0": pytest.approx(26),
+        "55.0": pytest.approx(55),
+        "92.0": pytest.approx(92),
+    }
+
+
+def test_the_numbers_of_a_full_recovery_do_not_lie_on_each_other():
+    rows = [(0.985, 0.98, 0.984), (0.985, 0.29, 0.985), (0.98, 0.95, 0.985)]
+    ax = plots.plot_recovery(pd.DataFrame(rows, list("abc"), ["dense", "pruned", "trained on"]))
+    assert overlapping_texts(ax) == []
+    plt.close(ax.figure)
 
 
 def test_recoveries_that_cannot_be_drawn_are_refused():
@@ -731,7 +756,40 @@ def test_names_of_speeds_stand_a_line_apart(ax):
 def test_the_crossing_is_where_a_line_passes_the_dense_network_for_good(ax):
     plots.plot_speed(SPEEDS, ax=ax)
     # Between 50 and 90 %, a quarter of the way from log 0.5 to log 8; units are always faster.
-    assert [text for text in texts_of(ax) if text.endswith("%")] == ["60%"]
+    assert [text.strip() for text in texts_of(ax) if text.endswith("%")] == ["60%"]
+
+
+@pytest.mark.parametrize("speedup", [0.2, 0.5, 0.8, 0.9, 0.99])
+def test_the_name_of_the_dense_network_lies_on_no_crossing(speedup):
+    speeds = [speedup, speedup, 2.0, speedup, 16.0]
+    ax = plots.plot_speed(SPEEDS.assign(speedup=speeds))
+    assert len(texts_of(ax)) == 5  # two crossings, two methods, the dense network
+    assert not any("dense network" in pair for pair in overlapping_texts(ax))
+    plt.close(ax.figure)
+
+
+def test_speed_and_accuracy_have_the_same_axis_of_sparsity(ax):
+    plots.plot_speed(SPEEDS, ax=ax)
+    other = plots.plot_accuracy(SPEEDS.assign(accuracy=0.5), ax=Figure().subplots())
+    assert ax.get_xlim() == other.get_xlim()
+    assert ax.get_xlabel() == other.get_xlabel()
+    shares = np.array([[0, 1], [50, 1], [90, 1]])
+    places = [a.transAxes.inverted().transform(a.transData.transform(shares)) for a in (ax, other)]
+    np.testing.assert_allclose(places[0][:, 0], places[1][:, 0])
+
+
+def test_quartiles_of_a_speed_are_drawn_at_its_point(ax):
+    table = SPEEDS.assign(lower=SPEEDS["speedup"] / 2, upper=SPEEDS["speedup"] * 3)
+    plots.plot_speed(table, ax=ax)
+    bars = [bar.tolist() for lines in ax.collections for bar in lines.get_segments()]
+    assert bars[:3] == [
+        [[0, 0.125], [0, 0.75]],
+        [[50, 0.25], [50, 1.5]],
+        [[90, 4], [90, 24]],
+    ]
+    low, high = ax.get_ylim()
+    assert low < 0.125
+    assert high > 48
 
 
 @pytest.mark.parametrize(
@@ -756,6 +814,7 @@ def test_a_line_that_falls_back_crosses_later_or_nowhere(speeds, crossing):
         (lambda: plots.plot_speed(COSTS), ValueError, "lacks the columns .*'method'"),
         (lambda: plots.plot_speed(SPEEDS[:0]), ValueError, "is empty"),
         (lambda: plots.plot_speed(SPEEDS.assign(speedup=0)), ValueError, "finite numbers above 0"),
+        (lambda: plots.plot_speed(SPEEDS.assign(lower=-1)), ValueError, "'speedup', 'lower'"),
         (lambda: plots.plot_speed(SPEEDS.assign(sparsity=2)), ValueError, "'sparsity'"),
     ],
 )

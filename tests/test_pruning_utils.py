@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import types
+import warnings
 import weakref
 from pathlib import Path
 
@@ -659,6 +660,33 @@ def test_the_trained_network_is_ready_for_fine_tuning(trained):
     assert len(optimizer.variables) == 2  # the iteration and the learning rate, no moments
 
 
+@pytest.mark.parametrize("change", ["trained", "pruned", "shrunk", "pruned and trained"])
+def test_a_model_saved_after_training_loads_without_a_warning(digits, tmp_path, change):
+    model = pu.build_dense_network(digits.image_shape, units=(20, 10))
+    pu.train(model, digits, epochs=1, verbose=False)
+    if change != "trained":
+        model = pu.prune_units(model, 0.5)
+    if change == "shrunk":
+        model = pu.shrink(model)
+    if change == "pruned and trained":
+        pu.train(model, digits, epochs=1, callbacks=[pu.KeepZeros()], verbose=False)
+    model.save(tmp_path / "model.keras")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loaded = keras.models.load_model(tmp_path / "model.keras")
+    expected = model.evaluate(digits.x_test, digits.y_test, verbose=0)
+    assert loaded.evaluate(digits.x_test, digits.y_test, verbose=0) == expected
+    kilobytes = (tmp_path / "model.keras").stat().st_size / 1e3
+    assert kilobytes < 50  # nor are there moments in it
+
+
+def test_a_trained_network_is_fitted_further_by_keras_itself(trained, digits):
+    network = pu.prune_weights(trained[0], 0.5)
+    before = network.evaluate(digits.x_train, digits.y_train, verbose=0)[0]
+    network.fit(digits.x_train, digits.y_train, epochs=2, callbacks=[pu.KeepZeros()], verbose=0)
+    assert network.evaluate(digits.x_train, digits.y_train, verbose=0)[0] < before
+
+
 def test_nothing_holds_the_moments_of_the_optimizer_after_the_training(digits):
     handles = []
 
@@ -732,16 +760,20 @@ def test_a_notebooks_cells_leave_no_model_behind(monkeypatch):
 
 
 def test_the_learning_rate_falls_to_zero_as_a_cosine(digits, monkeypatch):
-    rates = []
+    optimizers = []
     compile_ = pu._compile
-    monkeypatch.setattr(
-        pu, "_compile", lambda network, rate: (rates.append(rate), compile_(network, rate))
-    )
+
+    def noted(network, optimizer):
+        optimizers.append(optimizer)
+        compile_(network, optimizer)
+
+    monkeypatch.setattr(pu, "_compile", noted)
     network = pu.build_dense_network(digits.image_shape, units=(4,))
     pu.train(network, digits, epochs=2, batch_size=700, learning_rate=0.1, verbose=False)
-    schedule, after = rates
+    schedule, after = (optimizer.get_config()["learning_rate"] for optimizer in optimizers)
+    schedule = keras.optimizers.schedules.deserialize(schedule)
     assert [float(schedule(step)) for step in (0, 2, 4)] == pytest.approx([0.1, 0.05, 0], abs=1e-8)
-    assert after == 0.1
+    assert after == pytest.approx(0.1)
 
 
 def test_progress_is_one_line_on_standard_output(digits, capsys):
@@ -757,11 +789,21 @@ def test_progress_is_one_line_on_standard_output(digits, capsys):
 
 
 def test_progress_shows_epoch_loss_and_accuracy(capsys):
-    progress = pu._Progress("Title", 5, 2, verbose=True)
-    progress.on_epoch_begin(2)
+    title = "Fashion-MNIST, first 5,120 training and 1,000 test images"
+    progress = pu._Progress(title, 84, 2, verbose=True)
+    progress.on_epoch_begin(82)
     progress.on_train_batch_end(0, {"loss": 0.25, "accuracy": 0.5})
     progress.close()
-    assert "Title, epoch 3/5, loss 0.2500, accuracy 0.5000" in capsys.readouterr().out
+    line = capsys.readouterr().out.split("\r")[-1].rstrip()
+    assert line.endswith("| Fashion-MNIST, epoch 83/84, loss 0.2500, accuracy 0.5000")
+
+
+def test_the_last_line_of_a_training_is_not_cut(capsys):
+    last = "Fashion-MNIST, first 5,120 training and 1,000 test images: test accuracy 92.20% after "
+    progress = pu._Progress("Fashion-MNIST", 84, 2, verbose=True)
+    progress.finish(last + "84 epochs in 300 s")
+    progress.close()
+    assert last + "84 epochs in 300 s" in capsys.readouterr().out
 
 
 def test_nothing_is_printed_unless_verbose(digits, capfd):

@@ -207,11 +207,13 @@ def plot_speed(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     """Draw how many times faster than the dense network each method is, against sparsity.
 
     A vertical mark stands where a line crosses that of the dense network for good: from there
-    on zeros pay. The crossing is interpolated between the points measured.
+    on zeros pay. The crossing is interpolated between the points measured. The sparsity axis is
+    that of `plot_accuracy`.
 
     Args:
         table: One row a measurement, with the columns `method` (str), `sparsity` (float in
-            [0, 1]) and `speedup` (float above 0: dense time / own time).
+            [0, 1]) and `speedup` (float above 0: dense time / own time). With the columns
+            `lower` and `upper` too, a bar at each point reaches from one to the other.
         ax: Where to draw; a new pyplot figure if None.
 
     Returns:
@@ -224,32 +226,44 @@ def plot_speed(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     check_frame(table)
     check_columns(table, ("method", "sparsity", "speedup"))
     check_shares("column 'sparsity' of table", table["sparsity"].to_numpy(float))
-    speedups = table["speedup"].to_numpy(float)
+    columns = [name for name in ("speedup", "lower", "upper") if name in table]
+    speedups = table[columns].to_numpy(float)
     if not (np.isfinite(speedups) & (speedups > 0)).all():
-        raise ValueError("column 'speedup' of table must hold finite numbers above 0.")
+        raise ValueError(f"the columns {columns} of table must hold finite numbers above 0.")
     from matplotlib.ticker import FixedLocator, NullLocator
 
     ax = new_axes((7.2, 3.6)) if ax is None else ax
+    _set_sparsity_axis(ax, 100 * table["sparsity"].max())
     ax.axhline(1, color=GREY, linewidth=1.5, zorder=1)
-    ax.text(100, 0.93, "dense network", color=GREY, ha="right", va="top")
     ends = {}
     styles = _styles_of([table])
     for method, style in styles.items():
         line = table[table["method"] == method].sort_values("sparsity")
         percent, speedup = 100 * line["sparsity"].to_numpy(float), line["speedup"].to_numpy(float)
         ax.plot(percent, speedup, **style)
+        if {"lower", "upper"} <= set(line):
+            ax.vlines(percent, line["lower"], line["upper"], color=style["color"], alpha=0.5, lw=3)
         ends[method] = float(percent[-1]), float(speedup[-1])
         crossing = _crossing(percent, np.log(speedup))
         if crossing is not None:
             ax.plot([crossing] * 2, [0.9, 1.11], color=style["color"], linewidth=2)
-            ax.text(crossing, 0.85, f"{crossing:.0f}%", color=style["color"], ha="center", va="top")
+            where = f" {crossing:.0f}%"  # on the right, since its own line comes from below
+            ax.text(crossing, 0.95, where, color=style["color"], va="top")
+    ax.annotate(
+        "dense network",  # above its line: the crossings are told below it
+        (1, 1),
+        xycoords=ax.get_yaxis_transform(),
+        xytext=(-2, 3),
+        textcoords="offset points",
+        ha="right",
+        va="bottom",
+        color=GREY,
+    )
     ax.set_yscale("log")
-    ax.set_xlim(-2, 101)
     ax.set_ylim(min(0.5, 0.8 * speedups.min()), 1.4 * max(speedups.max(), 2))
     ax.yaxis.set_major_locator(FixedLocator(_SPEED_TICKS))
     ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}×")
     ax.yaxis.set_minor_locator(NullLocator())
-    ax.set_xlabel("sparsity (%)")
     ax.set_ylabel("speed, times the dense network's")
     _name_speeds(ax, ends, styles)
     ax.grid(axis="y", color="#EEEEEE", linewidth=0.8)

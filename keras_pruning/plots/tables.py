@@ -76,6 +76,9 @@ def plot_class_accuracy(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
 def plot_recovery(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     """Draw what training after pruning gives back: one line a network, from loss to recovery.
 
+    Each number stands at its own mark: the pruned accuracy on the left of its ring, the last trained
+    one above its dot, the dense one in grey below its stroke.
+
     Args:
         table: Accuracies in [0, 1]; the index names the networks. The first column is the
             dense network, a grey stroke; the second the pruned one, a ring; the others, dots,
@@ -97,13 +100,13 @@ def plot_recovery(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
             f"table has the columns {list(table.columns)}. Expected at least three: the dense "
             "network, the pruned one, the trained one."
         )
-    ax = new_axes((7.2, 1.3 + 0.55 * len(table))) if ax is None else ax
+    ax = new_axes((7.2, 1.3 + 0.65 * len(table))) if ax is None else ax
     for row, (dense, pruned, *trained) in enumerate(percent):
         _draw_recovery(ax, row, dense, pruned, trained)
     names = [textwrap.fill(str(name), _NAME_WIDTH) for name in table.index]
     ax.set_yticks(range(len(table)), names)
-    ax.set_ylim(len(table) - 0.5, -0.7)
-    ax.set_xlim(-8, 110)  # room for the numbers beside the first and the last dots
+    ax.set_ylim(len(table) - 0.4, -0.6)
+    ax.set_xlim(-8, 105)  # room for the numbers at the first and the last marks
     ax.set_xticks(range(0, 101, 20))
     ax.set_xlabel("accuracy (%)")
     ax.grid(axis="x", color="#EEEEEE", linewidth=0.8)
@@ -164,16 +167,20 @@ def _draw_recovery(
     ax.plot(pruned, row, **_RECOVERY_STYLES[1])
     for value, style in zip(trained, _RECOVERY_STYLES[2:], strict=False):
         ax.plot(value, row, **style)
-    rightmost = max(dense, *trained)
-    for value, x, offset in ((pruned, pruned, -7), (trained[-1], rightmost, 9)):
+    numbers: tuple[tuple[float, tuple[int, int], str, str, str], ...] = (
+        (pruned, (-7, 0), "right", "center", INK),
+        (trained[-1], (0, 12), "center", "bottom", INK),
+        (dense, (0, -12), "center", "top", GREY),
+    )
+    for value, offset, ha, va, color in numbers:
         ax.annotate(
             f"{value:.1f}",
-            (x, row),
-            xytext=(offset, 0),
+            (value, row),
+            xytext=offset,
             textcoords="offset points",
-            ha="left" if offset > 0 else "right",
-            va="center",
-            color=INK,
+            ha=ha,
+            va=va,
+            color=color,
             fontsize="small",
         )
 
