@@ -9,6 +9,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import nbformat
+import pandas as pd
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -21,6 +22,7 @@ COMMANDS = {
     "report": "python -m pip install -r requirements.txt && "
     "python -m jupyter nbconvert --to html --execute "
     "--HTMLExporter.preprocessors=nbconvert.preprocessors.CoalesceStreamsPreprocessor "
+    "--ExecutePreprocessor.store_widget_state=False "
     f"--output-dir report {NOTEBOOK}",
     "test": "python -m pip install -r requirements.txt -r requirements-dev.txt && python -m pytest",
 }
@@ -180,6 +182,12 @@ def test_notebook_links_and_pictures_are_sound():
     assert document_problems(notebook_text("markdown"), ROOT) == []
 
 
+def test_no_picture_of_the_notebooks_text_needs_a_file_beside_it():
+    # The report stands in another folder, and Colab has no folder.
+    shown = [target for _, target in pictures(notebook_text("markdown"))]
+    assert [target for target in shown if not target.startswith("https://")] == []
+
+
 @pytest.mark.parametrize("address", [COLAB, BINDER], ids=["colab", "binder"])
 def test_readme_and_notebook_link_to_colab_and_binder(address):
     assert address in targets(readme_text())
@@ -273,3 +281,66 @@ def test_the_readmes_table_of_five_seeds_is_that_of_the_csv_file(monkeypatch):
     table = five_seeds.markdown(five_seeds.read_table())
     assert table in (ROOT / "README.md").read_text(encoding="utf-8")
     assert len(table.splitlines()) == 2 + 2 * 5  # a header; four methods and a control
+
+
+NOTEBOOK_OF_FIVE = {  # what the notebook says of the five networks, with numbers of the table
+    "reached {} % on MNIST and {} % on Fashion-MNIST": [
+        ("mnist", "none", "weights", 0, 1),
+        ("fashion_mnist", "none", "weights", 0, 1),
+    ],
+    "without 80 % of the weights these MNIST networks lie between {and} %": [
+        ("mnist", "none", "weights", 0.8, 1)
+    ],
+    "On MNIST at 60 % these five keep {} % by norm and {} % by chance, "
+    "on Fashion-MNIST {} % and {} %": [
+        ("mnist", "none", "units", 0.6, 0),
+        ("mnist", "none", "random_units", 0.6, 0),
+        ("fashion_mnist", "none", "units", 0.6, 0),
+        ("fashion_mnist", "none", "random_units", 0.6, 0),
+    ],
+    "five stored MNIST networks reach {} %, about half": [
+        ("mnist", "one epoch", "weights", 0.95, 1)
+    ],
+    "with a tenth of the weights, {} %": [("mnist", "one epoch", "units", 0.8, 1)],
+    "the five MNIST networks reach {} % and those on Fashion-MNIST {} %": [
+        ("mnist", "one epoch", "weights", 0.95, 1),
+        ("fashion_mnist", "one epoch", "weights", 0.95, 1),
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def five() -> pd.DataFrame:
+    return pd.read_csv(ROOT / "images" / "five_seeds.csv", keep_default_na=False)
+
+
+@pytest.mark.parametrize("sentence", NOTEBOOK_OF_FIVE)
+def test_what_the_notebook_says_of_five_networks_stands_in_the_csv_file(five, sentence):
+    ranges = []
+    for data, tuning, method, sparsity, digits in NOTEBOOK_OF_FIVE[sentence]:
+        chosen = five[(five["data"] == data) & (five["method"] == method)]
+        chosen = chosen[(chosen["fine_tuning"] == tuning) & (chosen["sparsity"] == sparsity)]
+        assert len(chosen) == 5
+        ends = 100 * chosen["accuracy"].agg(["min", "max"])
+        ranges.append(" to ".join(f"{end:.{digits}f}" for end in ends))
+    words = sentence.replace("{and}", "{}").format(*ranges)
+    words = words.replace(" to ", " and ") if "{and}" in sentence else words
+    assert words in notebook_text("markdown")
+
+
+def test_magnitude_beats_chance_as_often_as_the_text_says(five):
+    one_shot = five[(five["fine_tuning"] == "none") & (five["network"] == "dense")]
+    table = one_shot.pivot_table("accuracy", ["data", "seed", "sparsity"], "method")
+    pruned = table[table.index.get_level_values("sparsity") > 0]
+    assert (pruned["weights"] > pruned["random_weights"]).all()
+    mnist = pruned.loc["mnist"]
+    wins = (mnist["units"] > mnist["random_units"]).groupby("sparsity").sum()
+    assert wins[[0.25, 0.5, 0.6, 0.7]].tolist() == [5, 1, 1, 1]
+    lost = 100 * (table.xs(0, level="sparsity") - table).loc["mnist"]
+    ends = lost.groupby("sparsity").agg(["min", "max"]).round(2)
+    assert ends.loc[0.8, ("weights", "max")] <= 1
+    assert ends.loc[0.25, ("units", "max")] <= 1
+    assert ends.loc[0.5, "units"].round().tolist() == [7, 11]
+    bands = pruned.groupby(["data", "sparsity"])["units"].agg(lambda part: part.max() - part.min())
+    bands = 100 * bands[bands.index.get_level_values("sparsity").isin([0.6, 0.7, 0.8, 0.9])]
+    assert [round(bands.min()), round(bands.max())] == [12, 29]

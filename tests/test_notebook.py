@@ -4,6 +4,7 @@ A run is in a real kernel, in a copy of only those files that the notebook needs
 """
 
 import json
+import logging
 import os
 import re
 import shutil
@@ -12,10 +13,16 @@ import time
 from pathlib import Path
 
 import nbformat
+import numpy as np
+import pandas as pd
 import pytest
+from matplotlib import pyplot as plt
 from nbclient import NotebookClient
+from nbconvert import HTMLExporter
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+import pruning_utils as pu
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOK = ROOT / "Model_pruning_exploration.ipynb"
@@ -191,6 +198,161 @@ def test_notebook_is_small():
 @pytest.mark.parametrize("check", FORM_CHECKS, ids=lambda check: check.__name__)
 def test_notebook_has_no(check, committed):
     assert check(committed) == []
+
+
+# ---- the report, read far from its folder
+
+
+def test_every_picture_of_the_report_shows_wherever_it_is_opened(committed):
+    html, _ = HTMLExporter().from_notebook_node(committed)
+    sources = re.findall(r"<img\b[^>]*?\bsrc=[\"']([^\"']*)", html)
+    assert sources
+    assert [src[:80] for src in sources if not src.startswith(("data:", "https://"))] == []
+
+
+def test_readers_without_a_kernel_see_a_picture_and_others_the_live_panel_alone(committed):
+    [place] = [i for i, c in enumerate(committed.cells) if "pu.explore(" in c.source]
+    assert "![" not in committed.cells[place - 1].source
+    [output] = committed.cells[place].outputs
+    assert output.data["image/png"]
+
+
+# ---- cells taken by themselves
+
+
+def sources_until(last: str, *left_out: str) -> list[str]:
+    """The code of the cells from the imports to the one that holds `last`."""
+    sources = [cell.source for cell in code_cells(nbformat.read(NOTEBOOK, as_version=4))][1:]
+    [end] = [number for number, source in enumerate(sources) if last in source]
+    return [s for s in sources[: end + 1] if not any(part in s for part in left_out)]
+
+
+def changed(sources: list[str], old: str, new: str) -> list[str]:
+    assert sum(source.count(old) for source in sources) == 1, f"{old!r} is not there once"
+    return [source.replace(old, new) for source in sources]
+
+
+def execute(sources: list[str]) -> dict:
+    """The names that the code leaves, on a small network and the digits."""
+    names: dict = {"display": lambda shown: None, "os": os, "sys": sys}
+    for source in sources:
+        exec(source, names)
+        if "EPOCHS_AFTER = " in source:
+            names |= {"DATASETS": ("digits",), "UNITS": (60, 50, 40, 30), "FAST": True}
+    return names
+
+
+SLOW_CELLS = ("plot_", "costs(", "sensitivity", "shrink(", "read_csv", "mask_of")
+
+# Number of the exercise to the last cell that it needs, and what its answer changes.
+ANSWERS = {
+    1: (
+        "agreed;",
+        [
+            ("unit_norms > unit_norms.min()", "unit_norms == unit_norms.max()"),
+            ("unit_mask(W, 1 / 3)", "unit_mask(W, 2 / 3)"),
+        ],
+    ),
+    2: ("sparsity_sweep(", [("methods=METHODS,", 'methods=METHODS, scope="global",')]),
+    3: ("GradualPruning(", [("EPOCHS_AFTER = 1", "EPOCHS_AFTER = 2")]),
+    4: (
+        "a pruned weight came back",
+        [("learning_rate=5e-3, callbacks=[pu.KeepZeros()])", "learning_rate=5e-3)")],
+    ),
+}
+
+
+@pytest.fixture
+def beside_the_helper(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    logger = logging.getLogger("tensorflow")  # which the notebook makes quiet
+    level = logger.level
+    yield
+    logger.setLevel(level)
+    plt.close("all")
+
+
+def names_after(exercise: int) -> dict:
+    last, changes = ANSWERS[exercise]
+    sources = sources_until(last, *SLOW_CELLS)
+    for old, new in changes:
+        sources = changed(sources, old, new)
+    return execute(sources)
+
+
+def test_every_exercise_has_an_answer_that_is_tried_here(committed):
+    text = "\n".join(cell.source for cell in committed.cells if cell.cell_type == "markdown")
+    details = r"<details><summary>Answer</summary>(.*)</details>"
+    answers = re.findall(r"^(\d)\. [^\n]*\n" + details, text, re.M)
+    assert [int(number) for number, _ in answers] == list(ANSWERS)
+    for number, answer in answers:
+        for _, new in ANSWERS[int(number)][1]:
+            assert f"<code>{new}</code>" in answer, number
+
+
+def test_the_answer_to_exercise_1_leaves_the_third_unit_with_the_norms_it_says(
+    beside_the_helper, committed, capsys
+):
+    names = names_after(1)
+    assert names["units_kept"][0].tolist() == [False, False, True]
+    norms = [f"{norm:.2f}" for norm in np.linalg.norm(names["W"], axis=0)]
+    assert norms == ["1.48", "0.40", "1.53"]
+    [text] = [cell.source for cell in committed.cells if "**Exercises.**" in cell.source]
+    assert "its norm is 1.53, those of the others are 1.48 and 0.40" in text
+
+
+@pytest.mark.slow
+def test_the_answer_to_exercise_2_sweeps_all_layers_together(beside_the_helper, capsys):
+    [sweep] = names_after(2)["sweeps"].values()
+    assert len(sweep) == 40
+    assert set(sweep["scope"]) == {"global"}
+
+
+@pytest.mark.slow
+def test_the_answer_to_exercise_3_trains_twice_as_long(beside_the_helper, capsys):
+    names = names_after(3)
+    assert (names["epochs"], names["result"].epochs) == (20, 22)
+
+
+@pytest.mark.slow
+def test_the_answer_to_exercise_4_brings_pruned_weights_back(beside_the_helper, capsys):
+    with pytest.raises(AssertionError, match="a pruned weight came back"):
+        names_after(4)
+
+
+def ticks(committed, capsys, accuracies, savings, recovery) -> list[str]:
+    """The first letters of the lines that the closing cells print for these results."""
+    [helpers] = [c.source for c in code_cells(committed) if "def share_won(" in c.source]
+    closing = [c.source for c in code_cells(committed) if "tick(" in c.source]
+    W = np.array([[0.1, 0.9]])
+    rows = [
+        (method, sparsity, value)
+        for method, values in accuracies.items()
+        for sparsity, value in zip((0.0, 0.5, 0.99), values, strict=True)
+    ]
+    sweep = pd.DataFrame(rows, columns=["method", "sparsity", "accuracy"])
+    names = {"pu": pu, "W": W, "weights_kept": W > 0.5, "sweeps": {"MNIST": sweep}}
+    names["savings"] = pd.DataFrame(savings, ["dense", "small"], ["MB", "batch_256_ms"])
+    names["recovery"] = pd.DataFrame([recovery], ["x"], ["dense", "pruned", "trained on"])
+    exec(helpers, names)
+    capsys.readouterr()
+    for source in closing:
+        exec(source, names)
+    return [line[0] for line in capsys.readouterr().out.splitlines() if line[0] in "✓○"]
+
+
+def test_good_results_earn_their_ticks(committed, capsys):
+    good = {"weights": (0.985, 0.98, 0.2), "units": (0.985, 0.8, 0.1)}
+    good |= {f"random_{method}": (0.985, 0.5, 0.05) for method in good}
+    marks = ticks(committed, capsys, good, [(9.6, 9.0), (0.9, 2.0)], (0.985, 0.3, 0.98))
+    assert marks == ["✓"] * 7
+
+
+def test_poor_results_earn_none(committed, capsys):
+    poor = {"weights": (0.92, 0.5, 0.05), "units": (0.92, 0.5, 0.05)}
+    poor |= {f"random_{method}": (0.92, 0.6, 0.1) for method in poor}
+    marks = ticks(committed, capsys, poor, [(9.6, 2.0), (9.6, 9.0)], (0.92, 0.3, 0.5))
+    assert marks == ["✓", "○", "✓", "○", "○", "○", "○"]  # by hand and swept: that was done
 
 
 # ---- runs

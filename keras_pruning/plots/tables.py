@@ -76,8 +76,8 @@ def plot_class_accuracy(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
 def plot_recovery(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     """Draw what training after pruning gives back: one line a network, from loss to recovery.
 
-    Each number stands at its own mark: the pruned accuracy on the left of its ring, the last trained
-    one above its dot, the dense one in grey below its stroke.
+    Each number stands at its own mark: the pruned accuracy on the left of its ring, the last
+    trained one above its dot, the dense one in grey below its stroke.
 
     Args:
         table: Accuracies in [0, 1]; the index names the networks. The first column is the
