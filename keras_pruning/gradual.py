@@ -29,7 +29,7 @@ from keras_pruning.prune import (
     unit_masks,
     weight_masks,
 )
-from keras_pruning.summary import summary
+from keras_pruning.summary import pruned_share, summary
 
 __all__ = ["GradualPruning", "polynomial_sparsity"]
 
@@ -301,7 +301,7 @@ class _Pruner:
         self._options: dict[str, Any] = dict(options)
         self._is_ours = function in (prune_weights, prune_units)
         self._of_units = function is prune_units
-        self._chosen: list[Any] = []  # keys of the masks
+        self._chosen: list[int] = []  # the places of the layers that there are masks for
 
     def __call__(self, model: keras.Model, targets: Mapping[str | None, float]) -> None:
         if not self._is_ours:
@@ -337,17 +337,12 @@ class _Pruner:
 
     def measure(self, model: keras.Model, targets: Mapping[str | None, float]) -> float:
         """Returns the share of zeros in the layers that are pruned."""
-        if self._is_ours:
-            part = self._rows(model)
-        else:  # in those that are likely to be
-            table = summary(model)
-            part = table[~table["output"] if None in targets else table["layer"].isin(targets)]
-        total, zero = ("units", "zero_units") if self._of_units else ("weights", "zeros")
-        return float(part[zero].sum() / part[total].sum())
+        layers = self._options.get("layers") if None in targets else list(targets)
+        return pruned_share(model, "units" if self._of_units else "weights", layers)
 
     def _rows(self, model: keras.Model) -> pd.DataFrame:
         """The rows of `summary` of the layers that there are masks for."""
-        return summary(model).set_index("layer").loc[self._chosen]
+        return summary(model).iloc[self._chosen].set_index("layer")
 
     def _weights_of(
         self, model: keras.Model, targets: Mapping[str | None, float]

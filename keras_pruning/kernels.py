@@ -69,6 +69,13 @@ class KernelLayer:
         """The axis of `unit_kernel` that counts the units."""
         return -2 if isinstance(self.layer, _CONV_TRANSPOSE) else -1
 
+    def values(self, kernel: keras.Variable) -> npt.NDArray[Any]:
+        """A kernel's weights; int4 packs two into a number, which the layer unpacks."""
+        if getattr(self.layer, "quantization_mode", None) == "int4":
+            name = "embeddings" if kernel.name == "embeddings" else "kernel"
+            return keras.ops.convert_to_numpy(getattr(self.layer, name))
+        return keras.ops.convert_to_numpy(kernel)
+
     def alive_units(self, kernel: npt.NDArray[Any] | None = None) -> npt.NDArray[np.bool_]:
         """Which units have a weight that is not zero, shape `(units,)`.
 

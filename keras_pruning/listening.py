@@ -63,7 +63,9 @@ def listen(operation: keras.Layer, layers: Sequence[keras.Layer], example: Examp
             by_layer = {}
             for layer in layers:
                 with stage.disturbing(layer):
-                    by_layer[id(layer)] = _changes(still, run(example))
+                    heard = by_layer[id(layer)] = _changes(still, run(example))
+                if any(heard) and stage.stands_before(layer) and id(layer) not in still[0]:
+                    raise CannotRun(f"its layer '{layer.name}' is used without being called")
     except CannotRun:
         raise
     except Exception as error:  # of the user's own code, of the backend: of any kind
@@ -139,6 +141,9 @@ class _Stage:
             for layer, name in watched:
                 if name in vars(layer):
                     delattr(layer, name)
+
+    def stands_before(self, layer: keras.Layer) -> bool:
+        return any(layer is part for part in self._layers)
 
     def begin(self) -> None:
         self._calls, self.heard = {}, {}

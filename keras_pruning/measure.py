@@ -240,7 +240,11 @@ def _keras_subject(name: str, model: keras.Model, x: Any, y: Any) -> _Subject:
         ) from error
     file = inference_file(copy)
     compile_for_inference(copy, model)
-    weights = [keras.ops.convert_to_numpy(variable) for variable in copy.weights]
+    unpacked = {id(k): entry.values(k) for entry in kernel_layers(copy) for k in entry.kernels}
+    weights = [
+        unpacked[id(v)] if id(v) in unpacked else keras.ops.convert_to_numpy(v)
+        for v in copy.weights
+    ]
     return _Subject(
         name=name,
         predict=copy.predict_on_batch,

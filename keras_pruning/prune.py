@@ -14,7 +14,7 @@ import keras
 import numpy as np
 import numpy.typing as npt
 
-from keras_pruning.copies import copy_model
+from keras_pruning.copies import copy_model, without_lora
 from keras_pruning.functional import batch_norms_after
 from keras_pruning.kernels import kernel_layers
 from keras_pruning.masks import masks_by_magnitude, masks_by_score, num_pruned
@@ -33,6 +33,7 @@ from keras_pruning.selection import (
     Layers,
     Scope,
     UnitGroups,
+    by_name,
     choose,
     default_names,
     in_copy,
@@ -117,6 +118,7 @@ def prune_weights(
     >>> [int((layer.get_weights()[0] == 0).sum()) for layer in pruned.layers]  # of 80 and 30
     [60, 0]
     """
+    layers, model = by_name(model, layers), without_lora(model)
     chosen = _chosen_for_weights(model, sparsity, scope, score, pattern, layers)
     pruned = copy_model(model)
     chosen = in_copy(chosen, pruned)
@@ -185,6 +187,7 @@ def prune_units(
     >>> int((hidden.get_weights()[0] == 0).all(axis=0).sum())
     6
     """
+    layers, model = by_name(model, layers), without_lora(model)
     chosen = _chosen_for_units(model, sparsity, scope, score, layers)
     groups = unit_groups(model, [one.entry for one in chosen])
     pruned = copy_model(model)

@@ -165,11 +165,9 @@ def _called_score(
 def _given_scores(score: Mapping[str, Any], entry: KernelLayer) -> Any:
     if entry.name in score:
         return score[entry.name]
-    frozen = not all(kernel.trainable for kernel in entry.kernels)
-    why = ", which is frozen: taylor_scores gives trainable layers alone" if frozen else ""
     raise ValueError(
-        f"score has no scores for layer '{entry.name}'{why}. Leave it out: layers=[names], of "
-        f"those that have scores: {list(score)}"
+        f"score has no scores for layer '{entry.name}'. Leave it out: layers=[names], of those "
+        f"that have scores: {list(score)}"
     )
 
 

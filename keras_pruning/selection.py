@@ -19,6 +19,7 @@ __all__ = [
     "Layers",
     "Scope",
     "UnitGroups",
+    "by_name",
     "choose",
     "default_names",
     "in_copy",
@@ -103,6 +104,24 @@ def choose(
     ]
 
 
+def by_name(model: keras.Model, layers: Layers) -> Layers:
+    """Returns the same choice with layers that were given replaced by their names."""
+    if layers is None or isinstance(layers, str):
+        return layers
+    if isinstance(layers, Mapping):
+        return {n: share for key, share in layers.items() for n in _named(model, [key])}
+    return _named(model, _listed(layers))
+
+
+def _named(model: keras.Model, keys: list[LayerOrName]) -> list[str]:
+    entries = kernel_layers(model)
+    return [
+        name
+        for key in keys
+        for name in (_given(model, entries, key) if isinstance(key, keras.Layer) else [key])
+    ]
+
+
 def layer_names(model: keras.Model, layers: Layers) -> tuple[str, ...]:
     """Returns the names of the layers with kernels that are named or given, in model order.
 
@@ -156,13 +175,14 @@ def default_names(model: keras.Model, entries: list[KernelLayer], *, units: bool
     known = unit_groups(model, with_units)
     if known is not None:
         return [e.name for e, k in zip(with_units, known, strict=True) if k.can_go.any()]
+    names = [e.name for e in with_units if not e.is_output]
     warnings.warn(
         f"Model '{model.name}' ({type(model).__name__}) shows no graph, so it is not known which "
         "units could be removed: all Dense and convolutional layers but its heads are pruned. "
         "Name others by `layers=`.",
         stacklevel=5,
     )
-    return [e.name for e in with_units if not e.is_output]
+    return names
 
 
 def _listed(layers: Any) -> list[LayerOrName]:
@@ -181,13 +201,7 @@ def _names(
     """The names of the entries that a name or layer stands for."""
     kind = "units" if units else "kernels"
     if isinstance(key, keras.Layer):
-        found = _names_of_layer([entries[place] for place in candidates.values()], key)
-        if not found:
-            raise ValueError(
-                f"Layer '{key.name}' is not one of model '{model.name}', or has no {kind}. "
-                f"Its layers with {kind} are: {list(candidates)}"
-            )
-        return found
+        return _given(model, [entries[place] for place in candidates.values()], key)
     if key in candidates:
         return [key]
     alike = [name for name in candidates if name.rsplit("#", 1)[0] == key]
@@ -201,13 +215,18 @@ def _names(
     )
 
 
-def _names_of_layer(entries: list[KernelLayer], layer: keras.Layer) -> list[str]:
-    """A layer's own name, or of a layer without kernels the names of those inside it."""
+def _given(model: keras.Model, entries: list[KernelLayer], layer: keras.Layer) -> list[str]:
+    """A given layer's own name, or of a layer without kernels the names of those inside it."""
     own = [e.name for e in entries if e.layer is layer]
-    if own:
-        return own[-1:]  # of a separable convolution the pointwise kernel
     inside = set(map(id, all_layers(layer)))
-    return [e.name for e in entries if id(e.layer) in inside and not e.is_depthwise]
+    found = own[-1:]  # of a separable convolution the pointwise kernel
+    found = found or [e.name for e in entries if id(e.layer) in inside and not e.is_depthwise]
+    if not found:
+        raise ValueError(
+            f"Layer '{layer.name}' is not one of model '{model.name}', or has nothing to prune. "
+            f"What can be pruned: {[e.name for e in entries]}"
+        )
+    return found
 
 
 def _check_no_head(

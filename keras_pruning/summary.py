@@ -6,7 +6,6 @@ from typing import Any, Literal
 
 import keras
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
 from keras_pruning.copies import without_lora
@@ -80,7 +79,7 @@ def _groups_by_name(model: keras.Model, entries: list[KernelLayer]) -> dict[str,
 
 
 def _row(entry: KernelLayer, groups: dict[str, UnitGroups] | None) -> dict[str, Any]:
-    arrays = [_values(entry, kernel) for kernel in entry.kernels]
+    arrays = [entry.values(kernel) for kernel in entry.kernels]
     weights = sum(a.size for a in arrays)
     zeros = weights - sum(map(count_nonzero, arrays))
     shapes = [a.shape for a in arrays]
@@ -123,11 +122,3 @@ def _is_output(entry: KernelLayer) -> bool | None:
         return entry.is_output
     except ValueError:
         return None
-
-
-def _values(entry: KernelLayer, kernel: keras.Variable) -> npt.NDArray[Any]:
-    """A kernel's weights; int4 packs two into a number, which the layer unpacks."""
-    if getattr(entry.layer, "quantization_mode", None) == "int4":
-        name = "embeddings" if kernel.name == "embeddings" else "kernel"
-        return keras.ops.convert_to_numpy(getattr(entry.layer, name))
-    return keras.ops.convert_to_numpy(kernel)

@@ -1197,14 +1197,20 @@ def test_an_autoencoder_whose_encoder_shares_its_input_is_pruned():
     np.testing.assert_allclose(numpy(pruned(x)), numpy(model(x)), rtol=1e-6)
 
 
-def test_a_frozen_base_ranked_by_taylor_scores_is_called_frozen():
+def test_a_frozen_base_is_ranked_by_taylor_scores_as_any_other():
     model = compiled(two_layers())
+    expected = kp.taylor_scores(model, *arrays(4))["first"][0]
     model.layers[0].trainable = False
     scores = kp.taylor_scores(compiled(model), *arrays(4))
-    with pytest.raises(ValueError, match="first.*frozen.*layers="):
-        kp.prune_weights(model, 0.5, score=scores)
-    pruned = kp.prune_weights(model, 0.5, score=scores, layers=["second"])
-    assert column(pruned, "zeros")["second"] == 32
+    np.testing.assert_allclose(scores["first"][0], expected, rtol=1e-5)
+    zeros = numpy(kp.prune_weights(model, 0.5, score=scores).layers[0].kernel).ravel() == 0
+    lowest = np.argsort(expected.ravel(), kind="stable")[: zeros.size // 2]
+    assert sorted(lowest) == np.flatnonzero(zeros).tolist()
+
+
+def test_a_layer_without_scores_is_named():
+    with pytest.raises(ValueError, match="no scores for layer 'first'.*layers="):
+        kp.prune_weights(two_layers(), 0.5, score={"second": np.ones((16, 4))})
 
 
 def test_a_class_around_a_graph_with_its_own_config_is_pruned_and_shrunk():
