@@ -66,6 +66,8 @@ def listen(operation: keras.Layer, layers: Sequence[keras.Layer], example: Examp
                     heard = by_layer[id(layer)] = _changes(still, run(example))
                 if any(heard) and stage.stands_before(layer) and id(layer) not in still[0]:
                     raise CannotRun(f"its layer '{layer.name}' is used without being called")
+            if not any(outputs for _, outputs in by_layer.values()):
+                raise CannotRun("no output of it changes with what its layers send")
     except CannotRun:
         raise
     except Exception as error:  # of the user's own code, of the backend: of any kind
