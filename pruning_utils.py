@@ -943,7 +943,7 @@ class _Progress(keras.callbacks.Callback):
 
     def __init__(self, title: str, epochs: int, steps: int, *, verbose: bool) -> None:
         super().__init__()
-        self._name = title.split(",")[0]  # without its sizes, so that the line is not cut
+        self._name = title.split(", first")[0]  # without sizes, so that the line is not cut
         self._epochs = epochs
         self._epoch = 0
         self._bar = tqdm(
