@@ -2,8 +2,10 @@
 
 import functools
 import os
+import re
 import subprocess
 import sys
+import warnings
 
 import keras
 import numpy as np
@@ -58,7 +60,8 @@ def zeros(model):
 
 def is_plain(model):
     optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
-    return "apply" not in vars(optimizer) and "make_train_function" not in vars(model)
+    changed = {"make_train_function", "train_step", "compile"} & vars(model).keys()
+    return "apply" not in vars(optimizer or model) and not changed
 
 
 class EachStep(keras.callbacks.Callback):
@@ -278,6 +281,392 @@ def test_a_kernel_of_zeros_alone_is_warned_of():
     model = compiled(network(kernel_initializer="zeros"))
     with pytest.warns(UserWarning, match=r"\['hidden_1', 'hidden_2'\] have a kernel of zeros"):
         model.fit(**batches(1), callbacks=[KeepZeros()])
+
+
+# What else updates the weights
+
+
+def gradients(model, data):
+    """The loss's gradients, as a loop of one's own takes them on each backend."""
+    x, y = data["x"], data["y"]
+    if BACKEND == "tensorflow":
+        import tensorflow as tf
+
+        with tf.GradientTape() as tape:
+            loss = LOSS(y, model(x, training=True))
+        return tape.gradient(loss, model.trainable_variables)
+    if BACKEND == "jax":
+        import jax
+
+        def loss_of(trainable, others):
+            return LOSS(y, model.stateless_call(trainable, others, x, training=True)[0])
+
+        state = (
+            [v.value for v in vs]
+            for vs in (model.trainable_variables, model.non_trainable_variables)
+        )
+        return jax.grad(loss_of)(*state)
+    model.zero_grad()
+    LOSS(y, model(x, training=True)).backward()
+    return [v.value.grad for v in model.trainable_variables]
+
+
+def train_in_a_loop(model, optimizer, steps=3):
+    for _ in range(steps):
+        optimizer.apply(gradients(model, batches(2)), model.trainable_variables)
+
+
+class OwnStep(keras.Model):
+    """Updates its weights by plain descent in `train_step`, without any optimizer of Keras."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = network()
+
+    def call(self, x):
+        return self.net(x)
+
+    def train_step(self, *arguments):
+        *state, data = arguments
+        x, y, _ = keras.utils.unpack_x_y_sample_weight(data)
+        logs = {"loss": keras.ops.zeros(())}
+        if BACKEND == "jax":
+            import jax
+
+            trainable, others, *rest = state[0]
+            loss = jax.grad(lambda t: LOSS(y, self.stateless_call(t, others, x)[0]))
+            trainable = [v - 0.1 * g for v, g in zip(trainable, loss(trainable), strict=True)]
+            return logs, (trainable, others, *rest)
+        for v, g in zip(self.trainable_variables, gradients(self, {"x": x, "y": y}), strict=True):
+            v.assign(v - 0.1 * g)
+        return logs
+
+
+def own_step():
+    model = OwnStep()
+    model(batches(1)["x"])
+    return compiled(model)
+
+
+def prune_in_place(model, share=0.7):
+    """Sets the smallest weights of the two hidden kernels to zero; returns the masks."""
+    hidden = [v for v in model.trainable_variables if v.name == "kernel"][:2]
+    for variable in hidden:
+        kernel = np.array(keras.ops.convert_to_numpy(variable))
+        kernel[np.abs(kernel) < np.quantile(np.abs(kernel), share)] = 0
+        variable.assign(kernel)
+    return [k == 0 for k in kernels(model)]
+
+
+def are_kept(masks, model):
+    return all((mask == (k == 0)).all() for mask, k in zip(masks, kernels(model), strict=True))
+
+
+@pytest.fixture
+def no_warning():
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "(?s).*(come back|sparsity|schedule)", UserWarning)
+        yield
+
+
+@pytest.mark.usefixtures("no_warning")
+@pytest.mark.parametrize("way", ["callback", "block", "single batches"])
+def test_zeros_stay_in_a_train_step_of_the_models_own(way):
+    model, data = own_step(), batches(4)
+    masks, before = prune_in_place(model), kernels(model)
+    if way == "callback":
+        model.fit(**data, callbacks=[KeepZeros()])
+        assert are_kept(masks, model)
+    else:
+        with keep_zeros(model):
+            model.fit(**data) if way == "block" else model.train_on_batch(data["x"], data["y"])
+            assert are_kept(masks, model)  # not only after the block
+    assert all((a != b).any() for a, b in zip(before, kernels(model), strict=True))
+    assert is_plain(model)
+    model.fit(**data)
+    assert not are_kept(masks, model)
+
+
+@pytest.mark.skipif(BACKEND == "jax", reason="Keras carries one optimizer's state on JAX")
+@pytest.mark.usefixtures("no_warning")
+def test_zeros_of_both_parts_of_a_gan_stay():
+    class Gan(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.generator = network((12,), inputs=4)
+            self.discriminator = network((10,), inputs=3)
+            self.built = True
+
+        def compile(self, d_optimizer, g_optimizer):
+            super().compile(optimizer=None)
+            self.d_optimizer, self.g_optimizer = d_optimizer, g_optimizer
+
+        def call(self, x):
+            return self.discriminator(self.generator(x))
+
+        def train_step(self, data):
+            x, y, _ = keras.utils.unpack_x_y_sample_weight(data)
+            parts = [(self.discriminator, self.d_optimizer), (self.generator, self.g_optimizer)]
+            for part, optimizer in parts:
+                every = dict(
+                    zip(
+                        map(id, self.trainable_variables),
+                        gradients(self, {"x": x, "y": y}),
+                        strict=True,
+                    )
+                )
+                own = part.trainable_variables
+                optimizer.apply([every[id(v)] for v in own], own)
+            return {"loss": keras.ops.zeros(())}
+
+    model = Gan()
+    model.compile(
+        keras.optimizers.Adam(0.01, use_ema=True), keras.optimizers.SGD(0.1, momentum=0.9)
+    )
+    data = batches(6, (4,))
+    model(data["x"])
+    masks = prune_in_place(model)
+    model.fit(**data, callbacks=[KeepZeros()])
+    assert are_kept(masks, model)
+    averages = zip(
+        model.d_optimizer._trainable_variables,
+        model.d_optimizer._model_variables_moving_average,
+        strict=True,
+    )
+    for variable, average in averages:
+        if variable.name == "kernel":
+            gone = keras.ops.convert_to_numpy(variable) == 0
+            assert not keras.ops.convert_to_numpy(average)[gone].any()
+    assert all("apply" not in vars(o) for o in (model.d_optimizer, model.g_optimizer))
+    model.fit(**data)
+    assert not are_kept(masks, model)
+
+
+@pytest.mark.usefixtures("no_warning")
+@pytest.mark.parametrize("which", ["its optimizer", "an attribute", "a new optimizer", "a list"])
+def test_zeros_stay_in_a_loop_with_an_optimizer_of_the_model(which):
+    model = compiled(network())
+    masks = prune_in_place(model)
+    own = keras.optimizers.SGD(0.1, momentum=0.9)
+    if which == "an attribute":
+        model.own = own
+    if which == "a list":
+        model.both = [own, None]
+    with keep_zeros(model):
+        if which == "a new optimizer":
+            model.optimizer = own
+            model.fit(**batches(2))
+        train_in_a_loop(model, model.optimizer if which == "its optimizer" else own)
+        assert are_kept(masks, model)
+    assert "apply" not in vars(own)
+
+
+@pytest.mark.usefixtures("no_warning")
+@pytest.mark.parametrize("warm", [False, True])
+def test_zeros_stay_under_an_optimizer_that_is_exchanged_in_the_block(warm):
+    model = compiled(network())
+    masks = prune_in_place(model)
+    with keep_zeros(model):
+        if warm:
+            model.fit(**batches(2))
+        model.optimizer = keras.optimizers.SGD(0.1)
+        model.fit(**batches(4))
+        assert int(model.optimizer.iterations) == 4
+        assert are_kept(masks, model)
+    model.fit(**batches(4))
+    assert int(model.optimizer.iterations) == 8
+    assert not are_kept(masks, model)
+    assert is_plain(model)
+
+
+def test_zeros_that_an_optimizer_of_the_users_own_revives_are_set_again_and_said():
+    model = compiled(network())
+    masks = prune_in_place(model)
+    other = keras.optimizers.Adam(0.01)
+    with pytest.warns(UserWarning) as seen, keep_zeros(model):
+        train_in_a_loop(model, other)
+        came_back = sum(
+            int((m & (k != 0)).sum()) for m, k in zip(masks, kernels(model), strict=True)
+        )
+    assert came_back > 100
+    (message,) = [str(w.message) for w in seen if "come back" in str(w.message)]
+    assert f"{came_back} pruned weights of the layers ['hidden_1', 'hidden_2']" in message
+    assert are_kept(masks, model)
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_zeros_that_a_second_model_with_the_same_layer_revives(both):
+    model = compiled(network())
+    masks = prune_in_place(model)
+    second = keras.Sequential([keras.Input((8,)), *model.layers[:2], kl.Dense(3)])
+    compiled(second, keras.optimizers.SGD(0.1))
+    if both:
+        with keep_zeros(model), keep_zeros(second), warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            second.fit(**batches(3))
+            assert are_kept(masks, model)
+    else:
+        with (
+            pytest.warns(UserWarning, match="another model that shares a layer"),
+            keep_zeros(model),
+        ):
+            second.fit(**batches(3))
+    assert are_kept(masks, model)
+    assert is_plain(model)
+    assert is_plain(second)
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="tf.function")
+def test_zeros_that_a_step_traced_before_revives_are_set_again_and_said():
+    import tensorflow as tf
+
+    model = compiled(network())
+    masks, data = prune_in_place(model), batches(2)
+
+    def step():
+        model.optimizer.apply(gradients(model, data), model.trainable_variables)
+
+    traced = tf.function(step)
+    values = model.get_weights()
+    traced()
+    model.set_weights(values)
+    with pytest.warns(UserWarning, match="a training step traced before"), keep_zeros(model):
+        traced()
+    assert are_kept(masks, model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        with keep_zeros(model):
+            tf.function(step)()
+    assert are_kept(masks, model)
+
+
+class LoadAtTheEnd(keras.callbacks.Callback):
+    def __init__(self, weights):
+        super().__init__()
+        self.weights = weights
+
+    def on_train_end(self, logs=None):
+        self.model.set_weights(self.weights)
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_zeros_lost_to_weights_that_another_callback_loads_are_set_again_and_said(first):
+    model = compiled(network())
+    dense = model.get_weights()
+    masks = prune_in_place(model)
+    callbacks = [LoadAtTheEnd(dense), KeepZeros()]
+    count = sum(int(mask.sum()) for mask in masks)
+    with pytest.warns(UserWarning, match=f"{count} pruned weights .* a callback that loads"):
+        model.fit(**batches(2), callbacks=callbacks if first else callbacks[::-1])
+    assert are_kept(masks, model)
+    np.testing.assert_array_equal(kernels(model)[2], dense[4])
+
+
+def test_the_check_at_the_end_comes_once_with_a_history_of_the_users_own():
+    model = compiled(network())
+    dense = model.get_weights()
+    masks, history = prune_in_place(model), keras.callbacks.History()
+    with pytest.warns(UserWarning, match="come back"):
+        model.fit(**batches(2), callbacks=[history, LoadAtTheEnd(dense), KeepZeros()])
+    assert are_kept(masks, model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        model.fit(**batches(2), callbacks=[history])
+    assert not are_kept(masks, model)
+
+
+@pytest.mark.parametrize(
+    "make", [KeepZeros, lambda: GradualPruning(0.5, every=1), None], ids=["keep", "gradual", "with"]
+)
+def test_layers_with_lora_are_refused(make):
+    model = network()
+    model.get_layer("hidden_2").enable_lora(2)
+    compiled(model)
+    with pytest.raises(ValueError, match=r"\['hidden_2'\] have LoRA enabled: .*Train LoRA first"):
+        if make is None:
+            with keep_zeros(model):
+                pass
+        else:
+            model.fit(**batches(1), callbacks=[make()])
+    assert is_plain(model)
+    merged = kp.prune_weights(model, 0.5)
+    if not any(getattr(layer, "lora_enabled", False) for layer in merged.layers):
+        before = zeros(merged)
+        merged.fit(**batches(2), callbacks=[KeepZeros()])
+        assert zeros(merged) == before
+
+
+# How often a training step is traced
+
+
+class CountTraces(kl.Layer):
+    """Counts in Python how often it is traced in training."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.count = 0
+
+    def call(self, x, training=False):
+        self.count += bool(training)
+        return x
+
+
+@pytest.mark.skipif(BACKEND == "torch", reason="PyTorch traces nothing")
+def test_a_fit_with_keepzeros_traces_once_and_a_plain_fit_once():
+    counter = CountTraces()
+    model = compiled(keras.Sequential([keras.Input((8,)), kl.Dense(12), counter, kl.Dense(3)]))
+    masks, data, counts = prune_in_place(model), batches(3), []
+    for held in (True, True, False, True, False, "with", "with"):
+        before = counter.count
+        if held == "with":
+            with keep_zeros(model):
+                model.fit(**data)
+        else:
+            model.fit(**data, callbacks=[KeepZeros()] if held else [])
+        counts.append(counter.count - before)
+        assert is_plain(model)
+        if held:
+            assert are_kept(masks, model)
+        else:
+            assert not are_kept(masks, model)
+            masks = prune_in_place(model)
+    assert counts[0] > 0
+    assert counts[2] > 0
+    assert [c for i, c in enumerate(counts) if i not in (0, 2)] == [0] * 5
+    compiled(model)
+    before = counter.count
+    model.fit(**data, callbacks=[KeepZeros()])
+    assert counter.count > before  # compiling starts anew
+    assert are_kept(masks, model)
+
+
+def test_a_layer_frozen_between_two_fits_with_keepzeros_is_not_trained():
+    model = compiled(network())
+    masks = prune_in_place(model)
+    model.fit(**batches(3), callbacks=[KeepZeros()])
+    model.get_layer("hidden_2").trainable = False
+    before = model.get_layer("hidden_2").get_weights()
+    compiled(model)
+    model.fit(**batches(3), callbacks=[KeepZeros()])
+    for a, b in zip(before, model.get_layer("hidden_2").get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert (masks[0] == (model.get_layer("hidden_1").get_weights()[0] == 0)).all()
+
+
+def test_a_model_that_was_held_can_be_forgotten():
+    import gc
+    import weakref
+
+    model = compiled(network())
+    prune_in_place(model)
+    model.fit(**batches(2), callbacks=[KeepZeros()])
+    with keep_zeros(model):
+        model.fit(**batches(2))
+    reference = weakref.ref(model)
+    keras.backend.clear_session()
+    del model
+    gc.collect()
+    assert reference() is None
 
 
 # What is left behind: nothing
@@ -535,6 +924,119 @@ def test_gradual_pruning_can_be_used_twice_on_one_model():
     assert zeros(model)[:2] == [64, 96]
     model.fit(**batches(8), callbacks=[GradualPruning(0.9, every=2)])
     assert zeros(model)[:2] == [115, 173]
+    assert is_plain(model)
+
+
+def choosing(patience, start_from_epoch=0):
+    """EarlyStopping that takes the first epoch for the best: the loss falls."""
+    return keras.callbacks.EarlyStopping(
+        "loss",
+        mode="max",
+        patience=patience,
+        restore_best_weights=True,
+        start_from_epoch=start_from_epoch,
+    )
+
+
+@pytest.mark.parametrize("patience", [2, 99], ids=["stopped", "to the end"])
+@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize("block", [False, True])
+def test_weights_restored_from_before_the_end_of_the_schedule_are_said(patience, first, block):
+    model = compiled(network(), keras.optimizers.Adam(0.01))
+    callbacks = [choosing(patience), GradualPruning(0.9, begin=0, end=12, every=4)]
+    callbacks = callbacks if first else callbacks[::-1]
+    with pytest.warns(UserWarning) as seen:
+        if block:
+            with keep_zeros(model):
+                history = model.fit(**batches(4), epochs=4, callbacks=callbacks).history
+        else:
+            history = model.fit(**batches(4), epochs=4, callbacks=callbacks).history
+    real = sum(zeros(model)[:2]) / (128 + 192)
+    assert real == pytest.approx(0.9 * (1 - (8 / 12) ** 3), abs=0.01)  # after the first epoch
+    assert history["sparsity"][-1] == pytest.approx(real)
+    (message,) = [str(w.message) for w in seen if "Training ended" in str(w.message)]
+    assert re.search(f"ended at sparsity {real:.3g}, though 0.9 had been reached", message)
+    assert "start_from_epoch=2" in message
+    assert not [w for w in seen if "come back" in str(w.message)]
+    assert is_plain(model)
+
+
+@pytest.mark.usefixtures("no_warning")
+def test_both_remedies_keep_the_sparsity():
+    model = compiled(network(), keras.optimizers.Adam(0.01))
+    gradual = GradualPruning(0.9, begin=0, end=12, every=4)
+    for callbacks in ([choosing(99, 2), gradual], [choosing(99), KeepZeros()]):
+        history = model.fit(**batches(4), epochs=4, callbacks=callbacks).history
+        assert zeros(model)[:2] == [115, 173]
+        assert history.get("sparsity", [0.9])[-1] == pytest.approx(288 / 320)
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_dense_weights_loaded_at_the_end_are_not_logged_as_pruned(first):
+    model = compiled(network())
+    callbacks = [LoadAtTheEnd(model.get_weights()), GradualPruning(0.5, every=1)]
+    with pytest.warns(UserWarning, match="ended at sparsity 0, though 0.5 had been reached"):
+        history = model.fit(**batches(8), callbacks=callbacks if first else callbacks[::-1])
+    assert history.history["sparsity"] == [0]
+
+
+@pytest.mark.usefixtures("no_warning")
+@pytest.mark.parametrize("on_epoch", [False, True])
+@pytest.mark.parametrize("first", [False, True])
+def test_the_logged_sparsity_is_there_after_swapped_moving_averages(on_epoch, first):
+    model = compiled(network(), keras.optimizers.Adam(0.01, use_ema=True))
+    swap = keras.callbacks.SwapEMAWeights(swap_on_epoch=on_epoch)
+    callbacks = [swap, GradualPruning(0.9, begin=0, end=10, every=3)]
+    history = model.fit(
+        **batches(4),
+        epochs=4,
+        callbacks=callbacks if first else callbacks[::-1],
+        validation_data=(batches(1)["x"], batches(1)["y"]),
+    )
+    assert zeros(model)[:2] == [115, 173]
+    assert history.history["sparsity"][-1] == pytest.approx(288 / 320)
+
+
+@pytest.mark.usefixtures("no_warning")
+def test_gradual_pruning_reaches_its_sparsity_in_a_train_step_of_the_models_own():
+    model = own_step()
+    history = model.fit(**batches(8), callbacks=[GradualPruning(0.5, every=2)]).history
+    assert zeros(model)[:2] == [64, 96]
+    assert history["sparsity"] == [0.5]
+
+
+def test_a_function_of_ones_own_is_called_as_documented():
+    calls = []
+
+    def own(m, s=None, *, layers=None):
+        calls.append((s, layers))
+        return kp.prune_weights(m, s, layers=layers)
+
+    model = compiled(network())
+    prune = lambda m, s: own(m, s)  # noqa: E731
+    model.fit(**batches(4), callbacks=[GradualPruning(0.5, end=4, every=4, prune=prune)])
+    assert zeros(model)[:2] == [64, 96]
+    assert calls[-1] == (0.5, None)
+    gradual = GradualPruning({"hidden_2": 0.75}, end=4, every=4, prune=own)
+    history = model.fit(**batches(4), callbacks=[gradual]).history
+    assert zeros(model) == [64, 144, 0]
+    assert calls[-1] == (None, {"hidden_2": 0.75})
+    assert history["sparsity"] == [0.75]
+
+
+@pytest.mark.parametrize(
+    "prune, returned",
+    [
+        (lambda m, s: None, "None"),
+        (lambda m, s: network((5,)), "<Sequential"),
+        (lambda m, s: m.get_weights(), r"\["),
+    ],
+)
+def test_a_function_that_returns_no_model_of_the_same_weights_is_refused(prune, returned):
+    model = compiled(network())
+    with pytest.raises(ValueError, match=f"prune must return a model.* It returned: {returned}"):
+        model.fit(**batches(2), callbacks=[GradualPruning(0.5, begin=0, end=1, prune=prune)])
+    model.fit(**batches(1))
     assert is_plain(model)
 
 
