@@ -79,10 +79,9 @@ class Block(kl.Layer):
     def build(self, shape):
         if self.late:
             self._make()
-        # Called here, so that Keras builds the copy's layers in the same order.
-        x = keras.KerasTensor(shape)
         for part, layer in zip(self.parts, self._in_order(), strict=True):
-            x = run_part(part, layer, x)
+            layer.build(*[shape] * (2 if part["kind"] == "MultiHeadAttention" else 1))
+            shape = (*shape[:-1], part.get("units", WIDTH))
 
     def call(self, x):
         y = x
@@ -232,8 +231,8 @@ class RandomModel:
         self.may_be_refused = self.coin(1 / 12)  # it then has a layer that Keras cannot copy
         kind = self.pick(["sequential", "functional", "functional", "wrapped", "subclassed"] * 2)
         self.shows_graph = kind != "subclassed"
-        blocks = [self.block(2) for _ in range(int(self.rng.integers(1, 4)))]
-        if self.shows_graph and self.coin(0.2):
+        blocks = [self.block(2) for _ in range(int(self.rng.integers(1, 3)))]
+        if self.shows_graph and self.coin(0.1):
             nested = self.pick(["ConfiguredNet", "RegisteredNet"])
             blocks.append({"kind": nested, "blocks": [self.block(1)], "name": self.name()})
         if self.may_be_refused:
@@ -267,7 +266,7 @@ class RandomModel:
     def part(self):
         kinds = ["Dense"] * 4 + ["Conv1D"] * 2 + ["EinsumDense", "Own", "LayerNormalization"]
         rare = ["MultiHeadAttention", "SeparableConv1D", "DepthwiseConv1D", "GRU"]
-        part = {"kind": self.pick(kinds if self.coin(0.75) else rare), "name": self.name()}
+        part = {"kind": self.pick(kinds if self.coin(0.85) else rare), "name": self.name()}
         if part["kind"] == "Own":
             part["matrix"] = self.pick(["kernel", "matrix", "w"])
         return part
@@ -276,7 +275,7 @@ class RandomModel:
         kinds = ["Block", "ConfiguredBlock", "RegisteredBlock"]
         parts = []
         for _ in range(int(self.rng.integers(1, 4))):
-            if depth > 1 and self.coin(0.3):
+            if depth > 1 and self.coin(0.4):
                 parts.append(self.block(depth - 1))
             elif self.coin(0.3):
                 parts.append({"kind": "Dense", "units": 2 * WIDTH, "name": self.name()})
