@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import keras
-import numpy as np
 
 from keras_pruning.functional import all_layers, functional_graph, own_weights, sublayers
 from keras_pruning.kernels import kernel_layers
@@ -59,12 +58,14 @@ def copy_for_inference(model: keras.Model) -> keras.Model:
         TypeError: As `copy_model`.
         ValueError: As `copy_model`.
     """
-    kernel_layers(model)  # raises unless it is a built model
+    ours = _names_and_shapes(model)
     copied = model_from_config(model, model_config(model))
     try:
         copy_state(model, copied)
     except _NOT_SERIALIZABLE as error:
         raise _cannot_be_copied(model, error) from error
+    if _names_and_shapes(copied) != ours:
+        raise _cannot_be_copied(model, ValueError("made anew, it has other kernels"))
     return copied
 
 
@@ -184,12 +185,16 @@ def copy_state(source: keras.Layer, target: keras.Layer) -> None:
         _copy_own_state(old, new)
 
 
+def _names_and_shapes(model: keras.Model) -> list[tuple[str, list[Any]]]:
+    """Of the kernels, in the order by which masks are put on them."""
+    return [(e.name, [tuple(k.shape) for k in e.kernels]) for e in kernel_layers(model)]
+
+
 def _copy_own_state(old: keras.Layer, new: keras.Layer) -> None:
     store: dict[str, Any] = {}
     old.save_own_variables(store)  # LoRA weights merged
     # JAX would take over the arrays themselves, and training one model would free the other's.
-    arrays = {key: np.array(keras.ops.convert_to_numpy(value)) for key, value in store.items()}
-    new.load_own_variables(arrays)
+    new.load_own_variables({key: keras.ops.copy(value) for key, value in store.items()})
     if not getattr(old, "lora_enabled", False):  # it froze the kernel
         for a, b in zip(own_weights(old), own_weights(new), strict=True):
             if b.trainable != a.trainable:
@@ -252,7 +257,7 @@ def _copy_optimizer_state(model: keras.Model, copied: keras.Model) -> None:
         return
     if _same_shapes(model.optimizer.variables, copied.optimizer.variables):
         for old, new in zip(model.optimizer.variables, copied.optimizer.variables, strict=True):
-            new.assign(np.array(keras.ops.convert_to_numpy(old)))
+            new.assign(keras.ops.copy(old))
 
 
 def _same_shapes(ours: list[keras.Variable], theirs: list[keras.Variable]) -> bool:

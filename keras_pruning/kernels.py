@@ -136,11 +136,11 @@ def _check_is_model(model: object) -> None:
         return
     package = type(model).__module__.split(".")[0]
     kind = type(model).__name__
-    if package == "tf_keras":
+    if package.startswith("tf_keras"):
         raise TypeError(
-            f"Received a model of tf_keras, the Keras before 3: tf_keras {kind}. Save it there "
-            "with model.save('model.h5') and load it here with "
-            "keras.saving.load_model('model.h5')."
+            f"Received a model of tf_keras (Keras 2), a {kind}, which cannot be pruned here. Build "
+            "the same layers with keras (Keras 3) and give them its weights: "
+            "new.set_weights(old.get_weights())."
         )
     raise TypeError(f"Expected a Keras model. Received: {kind}")
 

@@ -36,14 +36,13 @@ from keras_pruning.selection import (
     by_name,
     choose,
     default_names,
-    in_copy,
     unit_groups,
 )
 
 __all__ = [
     "apply_unit_masks",
     "apply_weight_masks",
-    "emptied_kernels",
+    "emptied_layers",
     "prunable_layers",
     "prune_units",
     "prune_weights",
@@ -56,7 +55,7 @@ __all__ = [
 BoolArray = npt.NDArray[np.bool_]
 WeightMasks = Mapping[int, Sequence[BoolArray]]  # place in kernel_layers to a mask a kernel
 UnitMasks = Mapping[int, BoolArray]  # place in kernel_layers to a mask of (units,)
-Masked = tuple[keras.Variable, npt.NDArray[Any]]  # a variable and its values under a mask
+Masked = tuple[keras.Variable, BoolArray]  # a variable and a mask that fits its shape
 
 
 def prune_weights(
@@ -120,10 +119,9 @@ def prune_weights(
     """
     layers, model = by_name(model, layers), without_lora(model)
     chosen = _chosen_for_weights(model, sparsity, scope, score, pattern, layers)
-    pruned = copy_model(model)
-    chosen = in_copy(chosen, pruned)
     masks = _weight_masks(chosen, scope, score, pattern, seed, keras.ops.convert_to_numpy)
-    _warn_of_emptied(pruned, masks, {one.place for one in chosen if one.share < 1})
+    _warn_of_emptied(chosen, masks)
+    pruned = copy_model(model)
     apply_weight_masks(pruned, masks)
     return pruned
 
@@ -188,20 +186,17 @@ def prune_units(
     6
     """
     layers, model = by_name(model, layers), without_lora(model)
-    chosen = _chosen_for_units(model, sparsity, scope, score, layers)
-    groups = unit_groups(model, [one.entry for one in chosen])
-    pruned = copy_model(model)
-    masks = _unit_masks(
-        in_copy(chosen, pruned),
-        groups,
-        layers is None,
-        scope,
-        score,
-        order,
-        coupled,
-        seed,
-        keras.ops.convert_to_numpy,
+    masks = unit_masks(
+        model,
+        sparsity,
+        scope=scope,
+        score=score,
+        order=order,
+        layers=layers,
+        coupled=coupled,
+        seed=seed,
     )
+    pruned = copy_model(model)
     apply_unit_masks(pruned, masks)
     return pruned
 
@@ -254,49 +249,67 @@ def unit_masks(
     read: Read = keras.ops.convert_to_numpy,
 ) -> dict[int, BoolArray]:
     """Returns the masks that `prune_units` applies, by the place in `kernel_layers(model)`."""
-    chosen = _chosen_for_units(model, sparsity, scope, score, layers)
+    _check_scope(scope)
+    check_score(score)
+    chosen = choose(model, sparsity, layers, scope, units=True)
     groups = unit_groups(model, [one.entry for one in chosen])
-    return _unit_masks(chosen, groups, layers is None, scope, score, order, coupled, seed, read)
+    rng = np.random.default_rng(seed)
+    scores = [unit_scores(one.entry, score, order, rng, read) for one in chosen]
+    if layers is None and groups is not None:
+        allowed = [known.can_go for known in groups]
+    else:  # all units of layers that were named
+        allowed = [np.ones(s.size, bool) for s in scores]
+    ranked = [_by_layer_mean(s) for s in scores] if scope == "global" else scores
+    limits, total = _unit_counts(allowed, [one.share for one in chosen], scope)
+    if coupled and groups is not None and _spans_layers(groups):
+        kept = _coupled_unit_masks(ranked, groups, allowed, limits, total, score == "magnitude")
+    elif scope == "global":
+        kept = _global_unit_masks(ranked, allowed, total, best_stays=chosen[0].share < 1)
+    else:
+        kept = [
+            masks_by_score([np.where(may_go, s, np.inf)], count)[0]
+            for s, may_go, count in zip(ranked, allowed, limits, strict=True)
+        ]
+    return {one.place: mask for one, mask in zip(chosen, kept, strict=True)}
 
 
 def apply_weight_masks(model: keras.Model, masks: WeightMasks) -> None:
     """Sets the masked weights of `model` to zero, in place."""
-    for variable, values in _masked_by_weight(model, masks):
-        variable.assign(values)
+    for variable, mask in _under_weight_masks(model, masks):
+        _zero_in_place(variable, mask)
 
 
 def apply_unit_masks(model: keras.Model, masks: UnitMasks) -> None:
     """Sets the masked units of `model`, and what belongs to them, to zero, in place."""
-    for variable, values in _masked_by_unit(model, masks):
-        variable.assign(values)
+    for variable, mask in _under_unit_masks(model, masks):
+        _zero_in_place(variable, mask)
 
 
 def weights_under_weight_masks(
     model: keras.Model, masks: WeightMasks, read: Read = keras.ops.convert_to_numpy
 ) -> list[npt.NDArray[Any]]:
     """Returns what `model.get_weights()` would be after `apply_weight_masks`."""
-    return _weights_with(model, _masked_by_weight(model, masks, read), read)
+    return _weights_with(model, _under_weight_masks(model, masks), read)
 
 
 def weights_under_unit_masks(
     model: keras.Model, masks: UnitMasks, read: Read = keras.ops.convert_to_numpy
 ) -> list[npt.NDArray[Any]]:
     """Returns what `model.get_weights()` would be after `apply_unit_masks`."""
-    return _weights_with(model, _masked_by_unit(model, masks, read), read)
+    return _weights_with(model, _under_unit_masks(model, masks), read)
 
 
-def emptied_kernels(model: keras.Model, masks: WeightMasks) -> list[str]:
-    """Returns the names of the layers that have a kernel of which the masks leave nothing."""
-    entries = kernel_layers(model)
+def emptied_layers(chosen: Sequence[Chosen], masks: WeightMasks) -> list[str]:
+    """Returns the names of layers of which a mask for less than all leaves a kernel empty."""
     return [
-        entries[place].name
-        for place, of_kernels in masks.items()
-        if not all(mask.any() for mask in of_kernels)
+        one.entry.name
+        for one in chosen
+        if one.share < 1 and not all(mask.any() for mask in masks[one.place])
     ]
 
 
-def _warn_of_emptied(model: keras.Model, masks: WeightMasks, places: set[int]) -> None:
-    names = emptied_kernels(model, {place: masks[place] for place in places})
+def _warn_of_emptied(chosen: Sequence[Chosen], masks: WeightMasks) -> None:
+    names = emptied_layers(chosen, masks)
     if names:
         warnings.warn(
             f"Nothing is left of a kernel of the layers {names}: what they send no longer depends "
@@ -320,14 +333,6 @@ def _chosen_for_weights(
     return choose(model, sparsity, layers, scope, units=False)
 
 
-def _chosen_for_units(
-    model: keras.Model, sparsity: float | None, scope: Scope, score: Score, layers: Layers
-) -> list[Chosen]:
-    _check_scope(scope)
-    check_score(score)
-    return choose(model, sparsity, layers, scope, units=True)
-
-
 def _weight_masks(
     chosen: Sequence[Chosen],
     scope: Scope,
@@ -338,72 +343,49 @@ def _weight_masks(
 ) -> dict[int, list[BoolArray]]:
     rng = np.random.default_rng(seed)
     by_magnitude = score == "magnitude" and pattern is None
-    rows = [(one, kernel) for one in chosen for kernel in one.entry.kernels]
-    ranked = [
-        array  # the kernel itself, or its scores
-        for one in chosen
-        for array in (
-            kernel_arrays(one.entry, read)
-            if by_magnitude
-            else weight_scores(one.entry, score, rng, read)
-        )
-    ]
-    everything = list(range(len(rows)))
     masks: dict[int, list[BoolArray]] = {one.place: [] for one in chosen}
-    for together in [everything] if scope == "global" else [[i] for i in everything]:
-        arrays = [ranked[i] for i in together]
-        count = num_pruned(sum(a.size for a in arrays), rows[together[0]][0].share)
-        if by_magnitude:
-            found = masks_by_magnitude(arrays, count)
-        else:
+    # Layer by layer, so that no more than one layer's kernels are held as arrays.
+    for group in [list(chosen)] if scope == "global" else [[one] for one in chosen]:
+        rows = [(one, kernel) for one in group for kernel in one.entry.kernels]
+        arrays = [
+            array  # the kernel itself, or its scores
+            for one in group
+            for array in (
+                kernel_arrays(one.entry, read)
+                if by_magnitude
+                else weight_scores(one.entry, score, rng, read)
+            )
+        ]
+        everything = list(range(len(rows)))
+        for together in [everything] if scope == "global" else [[i] for i in everything]:
+            ranked = [arrays[i] for i in together]
+            count = num_pruned(sum(a.size for a in ranked), group[0].share)
             if pattern is not None:
                 kernels = [(rows[i][0].entry, rows[i][1]) for i in together]
-                arrays = scores_in_pattern(kernels, arrays, pattern, count)
-            found = masks_by_score(arrays, count)
-        for i, mask in zip(together, found, strict=True):
-            masks[rows[i][0].place].append(mask)
+                ranked = scores_in_pattern(kernels, ranked, pattern, count)
+            select = masks_by_magnitude if by_magnitude else masks_by_score
+            for i, mask in zip(together, select(ranked, count), strict=True):
+                masks[rows[i][0].place].append(mask)
     return masks
 
 
-def _unit_masks(
-    chosen: Sequence[Chosen],
-    groups: Sequence[UnitGroups] | None,
-    by_default: bool,
-    scope: Scope,
-    score: Score,
-    order: float,
-    coupled: bool,
-    seed: int | None,
-    read: Read,
-) -> dict[int, BoolArray]:
-    """Prunes units that can go by default, and all units of layers that were named."""
-    rng = np.random.default_rng(seed)
-    scores = [unit_scores(one.entry, score, order, rng, read) for one in chosen]
-    if by_default and groups is not None:
-        allowed = [known.can_go for known in groups]
-    else:
-        allowed = [np.ones(s.size, bool) for s in scores]
-    ranked = [_by_layer_mean(s) for s in scores] if scope == "global" else scores
-    limits = [
-        # A layer that keeps units of its own accord may lose all others.
-        num_pruned(int(may_go.sum()), share, at_least_one_left=bool(may_go.all()))
-        for may_go, share in zip(allowed, (one.share for one in chosen), strict=True)
-    ]
-    total = sum(limits)
-    if scope == "global":
-        share = chosen[0].share
-        limits = [int(m.sum()) - (share < 1 and bool(m.all())) for m in allowed]
-        total = min(num_pruned(sum(int(m.sum()) for m in allowed), share), sum(limits))
-    if coupled and groups is not None and _spans_layers(groups):
-        kept = _coupled_unit_masks(ranked, groups, allowed, limits, total, score == "magnitude")
-    elif scope == "global":
-        kept = _global_unit_masks(ranked, allowed, total, best_stays=chosen[0].share < 1)
-    else:
-        kept = [
-            masks_by_score([np.where(may_go, s, np.inf)], count)[0]
-            for s, may_go, count in zip(ranked, allowed, limits, strict=True)
+def _unit_counts(
+    allowed: Sequence[BoolArray], shares: Sequence[float], scope: Scope
+) -> tuple[list[int], int]:
+    """Returns how many units each layer may lose, and how many go in all."""
+    sizes = [int(may_go.sum()) for may_go in allowed]
+    # A layer of which some units stay in any case may lose all others.
+    whole = [bool(may_go.all()) for may_go in allowed]
+    if scope == "layer":
+        limits = [
+            num_pruned(size, share, at_least_one_left=all_may_go)
+            for size, share, all_may_go in zip(sizes, shares, whole, strict=True)
         ]
-    return {one.place: mask for one, mask in zip(chosen, kept, strict=True)}
+        return limits, sum(limits)
+    limits = [
+        size - (shares[0] < 1 and all_may_go) for size, all_may_go in zip(sizes, whole, strict=True)
+    ]
+    return limits, min(num_pruned(sum(sizes), shares[0]), sum(limits))
 
 
 def _spans_layers(groups: Sequence[UnitGroups]) -> bool:
@@ -426,41 +408,43 @@ def _global_unit_masks(
     return masks_by_score(ranked, count)
 
 
-def _masked_by_weight(
-    model: keras.Model, masks: WeightMasks, read: Read = keras.ops.convert_to_numpy
-) -> Iterator[Masked]:
+def _under_weight_masks(model: keras.Model, masks: WeightMasks) -> Iterator[Masked]:
     entries = kernel_layers(model)
     for place, of_kernels in masks.items():
-        for variable, mask in zip(entries[place].kernels, of_kernels, strict=True):
-            yield variable, _zero_unless(mask, read(variable))
+        yield from zip(entries[place].kernels, of_kernels, strict=True)
 
 
-def _masked_by_unit(
-    model: keras.Model, masks: UnitMasks, read: Read = keras.ops.convert_to_numpy
-) -> Iterator[Masked]:
+def _under_unit_masks(model: keras.Model, masks: UnitMasks) -> Iterator[Masked]:
     entries = kernel_layers(model)
     for place, mask in masks.items():
         entry = entries[place]
         # (units,) -> (units, 1) where the units are the last axis but one
-        of_kernel = mask.reshape(-1, *[1] * (-1 - entry.unit_axis))
-        yield entry.unit_kernel, _zero_unless(of_kernel, read(entry.unit_kernel))
+        yield entry.unit_kernel, mask.reshape(-1, *[1] * (-1 - entry.unit_axis))
         # Without a scale the moving mean of a normalization would still speak for the unit.
         vectors = [entry.bias]
         for norm in batch_norms_after(model, entry.layer):
             vectors += [norm.gamma, norm.beta, norm.moving_mean]
-        yield from ((v, _zero_unless(mask, read(v))) for v in vectors if v is not None)
+        yield from ((vector, mask) for vector in vectors if vector is not None)
+
+
+def _zero_in_place(variable: keras.Variable, mask: BoolArray) -> None:
+    values = keras.ops.convert_to_tensor(variable)
+    variable.assign(keras.ops.where(mask, values, keras.ops.cast(0, values.dtype)))
+
+
+def _weights_with(
+    model: keras.Model, masks: Iterator[Masked], read: Read
+) -> list[npt.NDArray[Any]]:
+    of_variable = {id(variable): mask for variable, mask in masks}
+    return [
+        _zero_unless(of_variable[id(v)], read(v)) if id(v) in of_variable else read(v)
+        for v in model.weights
+    ]
 
 
 def _zero_unless(mask: BoolArray, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
     bits = values.view(f"u{values.itemsize}")  # times 0 or 1: ten times faster than np.where
     return (bits * mask).view(values.dtype)
-
-
-def _weights_with(
-    model: keras.Model, changed: Iterator[Masked], read: Read
-) -> list[npt.NDArray[Any]]:
-    values = {id(variable): array for variable, array in changed}
-    return [values[id(v)] if id(v) in values else read(v) for v in model.weights]
 
 
 def _coupled_unit_masks(

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import keras
@@ -22,7 +22,6 @@ __all__ = [
     "by_name",
     "choose",
     "default_names",
-    "in_copy",
     "layer_names",
     "unit_groups",
 ]
@@ -130,12 +129,6 @@ def layer_names(model: keras.Model, layers: Layers) -> tuple[str, ...]:
         ValueError: As `choose`.
     """
     return tuple(one.entry.name for one in choose(model, 0.0, layers, "layer", units=False))
-
-
-def in_copy(chosen: list[Chosen], copied: keras.Model) -> list[Chosen]:
-    """Returns the same layers in a copy of the model: those of the same places."""
-    entries = kernel_layers(copied)
-    return [replace(one, entry=entries[one.place]) for one in chosen]
 
 
 def unit_groups(model: keras.Model, entries: list[KernelLayer]) -> list[UnitGroups] | None:
