@@ -274,6 +274,12 @@ def test_every_picture_of_the_text_is_found(ran, page):
     assert [source for source, _, alt in pictures if not alt] == []
 
 
+def test_the_live_panel_stands_alone_without_its_picture(ran, page):
+    cell = page.locator(".jp-Notebook .jp-Cell", has=page.locator(PANEL))
+    assert cell.locator(".jp-OutputArea-output .noUi-handle").count() == 2  # sparsity, image
+    assert cell.locator(".jp-RenderedImage").count() == 0
+
+
 def test_the_panel_follows_the_slider(ran, page, report, capsys):
     panel = page.locator(PANEL)
     panel.scroll_into_view_if_needed()

@@ -10,6 +10,7 @@ import re
 import shutil
 import sys
 import time
+import types
 from pathlib import Path
 
 import nbformat
@@ -361,6 +362,52 @@ def test_poor_results_earn_none(committed, capsys):
     poor |= {f"random_{method}": (0.92, 0.6, 0.1) for method in poor}
     marks = ticks(committed, capsys, poor, [(9.6, 2.0), (9.6, 9.0)], (0.92, 0.3, 0.5))
     assert marks == ["✓", "○", "✓", "○", "○", "○", "○"]  # by hand and swept: that was done
+
+
+def speed_cells(committed, spreads) -> tuple[dict, list]:
+    """The names that the cells of the speed figure leave, and what each measurement was given."""
+    measured = []
+
+    def costs(variants):
+        ms = pd.Series([12.0, 3.0, 2.0], list(variants))
+        half = ms * spreads[min(len(measured), len(spreads) - 1)] / 2
+        measured.append(list(variants))
+        times = {"": ms, "_lower": ms - half, "_upper": ms + half}
+        return pd.DataFrame({f"batch_256_ms{end}": times[end] for end in times})
+
+    def same(*given):
+        return given
+
+    library = dict.fromkeys(("SparseModel", "prune_weights", "prune_units", "shrink"), same)
+    drawn = []
+    fake = types.SimpleNamespace(**library, plot_speed=drawn.append)
+    names = {"pu": fake, "pd": pd, "network": None, "FAST": True, "costs": costs, "drawn": drawn}
+    names |= dict.fromkeys(("model", "models", "zero_weights", "zero_units", "sparse", "small"))
+    for source in (c.source for c in code_cells(committed) if "speedups(" in c.source):
+        exec(source, names)
+    return names, measured
+
+
+def test_on_a_quiet_machine_each_speed_is_measured_once(committed, capsys):
+    names, measured = speed_cells(committed, [0.1])
+    assert len(measured) == 3  # sparsities
+    [table] = names["drawn"]
+    np.testing.assert_allclose(table["speedup"], [4, 6] * 3)
+    np.testing.assert_allclose(table["lower"], [4 / 1.05, 6 / 1.05] * 3)
+    np.testing.assert_allclose(table["upper"], [4 / 0.95, 6 / 0.95] * 3)
+    assert "busy" not in capsys.readouterr().out
+
+
+def test_speeds_are_measured_again_while_the_times_spread(committed, capsys):
+    _, measured = speed_cells(committed, [0.9, 0.9, 0.1])
+    assert len(measured) == 5  # the first sparsity three times
+    assert "busy" not in capsys.readouterr().out
+
+
+def test_the_speed_figure_says_when_the_machine_stayed_busy(committed, capsys):
+    _, measured = speed_cells(committed, [0.9])
+    assert len(measured) == 12  # no more than four times each
+    assert "The machine stayed busy: quartiles lie up to 90%" in capsys.readouterr().out
 
 
 # ---- runs
