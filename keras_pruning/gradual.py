@@ -27,6 +27,7 @@ from keras_pruning.prune import (
     prune_units,
     prune_weights,
     unit_masks,
+    warn_of_emptied,
     weight_masks,
 )
 from keras_pruning.summary import pruned_share, summary
@@ -186,6 +187,8 @@ class GradualPruning(KeepZeros):
                 "train longer, or give an earlier end.",
                 stacklevel=2,
             )
+        if max(self._shares.values(), default=1.0) < 1:
+            warn_of_emptied(self._pruner.emptied(model), stacklevel=2)
         history = self._history_of_this_fit()
         if history and history.history.get("sparsity"):
             history.history["sparsity"][-1] = measured
@@ -339,6 +342,15 @@ class _Pruner:
         """Returns the share of zeros in the layers that are pruned."""
         layers = self._options.get("layers") if None in targets else list(targets)
         return pruned_share(model, "units" if self._of_units else "weights", layers)
+
+    def emptied(self, model: keras.Model) -> list[str]:
+        """Returns the names of the pruned layers that have a kernel of zeros alone."""
+        entries = kernel_layers(model)
+        return [
+            entries[place].name
+            for place in self._chosen
+            if not all(np.any(ops.convert_to_numpy(kernel)) for kernel in entries[place].kernels)
+        ]
 
     def _rows(self, model: keras.Model) -> pd.DataFrame:
         """The rows of `summary` of the layers that there are masks for."""

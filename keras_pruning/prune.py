@@ -42,11 +42,11 @@ from keras_pruning.selection import (
 __all__ = [
     "apply_unit_masks",
     "apply_weight_masks",
-    "emptied_layers",
     "prunable_layers",
     "prune_units",
     "prune_weights",
     "unit_masks",
+    "warn_of_emptied",
     "weight_masks",
     "weights_under_unit_masks",
     "weights_under_weight_masks",
@@ -120,7 +120,9 @@ def prune_weights(
     layers, model = by_name(model, layers), without_lora(model)
     chosen = _chosen_for_weights(model, sparsity, scope, score, pattern, layers)
     masks = _weight_masks(chosen, scope, score, pattern, seed, keras.ops.convert_to_numpy)
-    _warn_of_emptied(chosen, masks)
+    below_one = [one for one in chosen if one.share < 1]
+    emptied = [x.entry.name for x in below_one if not all(m.any() for m in masks[x.place])]
+    warn_of_emptied(emptied, stacklevel=2)
     pruned = copy_model(model)
     apply_weight_masks(pruned, masks)
     return pruned
@@ -299,22 +301,13 @@ def weights_under_unit_masks(
     return _weights_with(model, _under_unit_masks(model, masks), read)
 
 
-def emptied_layers(chosen: Sequence[Chosen], masks: WeightMasks) -> list[str]:
-    """Returns the names of layers of which a mask for less than all leaves a kernel empty."""
-    return [
-        one.entry.name
-        for one in chosen
-        if one.share < 1 and not all(mask.any() for mask in masks[one.place])
-    ]
-
-
-def _warn_of_emptied(chosen: Sequence[Chosen], masks: WeightMasks) -> None:
-    names = emptied_layers(chosen, masks)
+def warn_of_emptied(names: Sequence[str], stacklevel: int) -> None:
+    """Warns that of a kernel of these layers nothing is left, if there are any."""
     if names:
         warnings.warn(
-            f"Nothing is left of a kernel of the layers {names}: what they send no longer depends "
-            "on their input. Lower the sparsity, or leave them out by `layers=[names]`.",
-            stacklevel=3,
+            f"Nothing is left of a kernel of the layers {list(names)}: what they send no longer "
+            "depends on their input. Lower the sparsity, or leave them out by `layers=[names]`.",
+            stacklevel=stacklevel + 1,
         )
 
 

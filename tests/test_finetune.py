@@ -1219,3 +1219,12 @@ def test_a_callback_outside_a_list_is_refused_where_keras_runs_it_in_another_thr
 def test_bad_arguments_of_the_schedule_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         polynomial_sparsity(1, **{"sparsity": 0.5, "begin": 0, "end": 10} | arguments)
+
+
+def test_gradual_pruning_says_of_which_kernel_nothing_is_left():
+    layers = [kl.Dense(40, name="wide"), kl.Dense(1, name="thin"), kl.Dense(1, name="last")]
+    model = keras.Sequential([keras.Input((4,)), *layers])
+    model.compile("sgd", "mse")
+    gradual = kp.GradualPruning(0.99, every=1)
+    with pytest.warns(UserWarning, match=r"Nothing is left of a kernel of the layers \['thin'\]"):
+        model.fit(np.ones((8, 4)), np.ones(8), batch_size=2, verbose=0, callbacks=[gradual])
