@@ -9,6 +9,9 @@ meets them alike; GradualPruning prunes once a turn, its default. Medians over t
 and of the ratios to the plain steps of the same turn. On TensorFlow the wrapped model of
 tensorflow-model-optimization is timed too, in a process of its own with legacy Keras,
 where both are installed.
+
+Then the seconds of a first and a second `fit` of one step with KeepZeros, and of a plain one
+after them, of MobileNetV2 (or `--network`): what tracing costs, and that it is done once.
 """
 
 import argparse
@@ -76,7 +79,7 @@ def our_times(turns: int) -> dict[str, list[float]]:
     plain, kept, gradual = (kp.prune_weights(dense, s) for s in (SPARSITY, SPARSITY, 0))
     every = BLOCKS * STEPS
     prune = kp.GradualPruning(SPARSITY, end=(turns + 1) * every, every=every)
-    # As KeepZeros, but the step is compiled once and not for every block.
+    # As KeepZeros, but the weights are not looked through before and after every block.
     with kp.keep_zeros(kept), kp.keep_zeros(gradual), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Training ended at step")  # every block is a fit
         return take_turns(
@@ -126,6 +129,25 @@ def take_turns(turns: int, sides: dict[str, Callable[[int], float]]) -> dict[str
     return times
 
 
+def first_and_second_fit(name: str) -> None:
+    import keras
+
+    import keras_pruning as kp
+
+    size = (96, 96, 3)
+    model = getattr(keras.applications, name)(weights=None, input_shape=size, classes=10)
+    model = kp.prune_weights(model, SPARSITY)
+    model.compile("adam", "sparse_categorical_crossentropy")
+    x, y = np.zeros((8, *size), np.float32), np.zeros(8, np.int64)
+    print(f"\n{name}, seconds of a fit of one step")
+    fits = [("first with KeepZeros", True), ("second with KeepZeros", True)]
+    fits += [("first plain", False), ("second plain", False), ("third with KeepZeros", True)]
+    for title, held in fits:
+        start = time.perf_counter()
+        model.fit(x, y, verbose=0, callbacks=[kp.KeepZeros()] if held else [])
+        print(f"{title:24}{time.perf_counter() - start:8.2f}", flush=True)
+
+
 def report(times: dict[str, list[float]]) -> None:
     plain = next(iter(times.values()))
     for name, values in times.items():
@@ -140,6 +162,7 @@ def report(times: dict[str, list[float]]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--turns", type=int, default=15)
+    parser.add_argument("--network", default="MobileNetV2", help="one of keras.applications")
     parser.add_argument("--tfmot", action="store_true", help="time tfmot alone")
     arguments = parser.parse_args()
     if arguments.tfmot:
@@ -151,6 +174,7 @@ def main() -> None:
     if backend == "tensorflow" and importlib.util.find_spec("tensorflow_model_optimization"):
         command = [sys.executable, __file__, "--tfmot", "--turns", str(arguments.turns)]
         subprocess.run(command, check=True, env=os.environ | {"TF_USE_LEGACY_KERAS": "1"})
+    first_and_second_fit(arguments.network)
 
 
 if __name__ == "__main__":
