@@ -259,8 +259,9 @@ def _measure_point(network: Payload, training: _Training, point: _Point) -> pd.D
         keras.utils.set_random_seed(training.seed)
         with keep_zeros(pruned):
             _function(point.tune)(pruned, x, y, seed=training.seed)
-        before, weights = weights, pruned.get_weights()
-        _check_zeros(model, before, weights, point)
+            before, weights = weights, pruned.get_weights()
+            # Before the block sets to zero again what came back.
+            _check_zeros(model, before, weights, point)
     row = {
         "data": training.data,
         "network": training.network,

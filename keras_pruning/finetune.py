@@ -152,12 +152,14 @@ def keep_zeros(model: keras.Model) -> Iterator[keras.Model]:
         around.let_go()
         around = None
     hold = around or _Hold(model, until_next_fit=False)
+    ended = False
     try:
         yield model
+        ended = True
     finally:
         if hold is not around:
             hold.let_go()
-        hold.set_to_zero_again()
+        hold.set_to_zero_again(warn=ended)  # where warnings are errors, this one would hide another
 
 
 def refuse_lora(model: keras.Model) -> None:
@@ -234,10 +236,10 @@ class _Hold:
                     variable.assign(np.where(back, np.zeros_like(values), values))
         return found
 
-    def set_to_zero_again(self) -> None:
+    def set_to_zero_again(self, *, warn: bool = True) -> None:
         """Sets to zero what came back, and warns of it."""
         found = self.came_back(set_to_zero=True)
-        if found:
+        if found and warn:
             warnings.warn(
                 f"{sum(found.values())} pruned weights of the layers {list(found)} had come back "
                 "and are set to zero again. They were updated by what is not seen here: an "

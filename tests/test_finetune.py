@@ -248,6 +248,32 @@ def test_any_kernel_is_kept():
     assert kp.summary(pruned)["zeros"].tolist() == before
 
 
+class Mix(kl.Layer):
+    """A layer of the user's own with two matrices, one with a name of Keras's and one without."""
+
+    def build(self, shape):
+        self.w = self.add_weight(shape=(shape[-1], 12), name="kernel")
+        self.v = self.add_weight(shape=(12, 12), name="mixing")
+
+    def call(self, x):
+        return keras.ops.relu(x @ self.w) @ self.v
+
+
+def test_zeros_set_by_hand_in_a_layer_of_the_users_own_are_kept():
+    keras.utils.set_random_seed(0)
+    mix = Mix()
+    model = compiled(keras.Sequential([keras.Input((8,)), mix, kl.ReLU(), kl.Dense(3)]))
+    gone = []
+    for variable in (mix.w, mix.v):
+        values = np.array(keras.ops.convert_to_numpy(variable))
+        values[::2] = 0
+        variable.assign(values)
+        gone.append(values == 0)
+    model.fit(**batches(6), callbacks=[KeepZeros()])
+    for variable, mask in zip((mix.w, mix.v), gone, strict=True):
+        np.testing.assert_array_equal(keras.ops.convert_to_numpy(variable) == 0, mask)
+
+
 @pytest.mark.parametrize("jit_compile", ["auto", False])
 @pytest.mark.parametrize("warm", [False, True])
 def test_weights_set_to_zero_in_the_middle_of_fit_stay_from_the_next_step_on(jit_compile, warm):
@@ -491,6 +517,17 @@ def test_zeros_that_an_optimizer_of_the_users_own_revives_are_set_again_and_said
     assert came_back > 100
     (message,) = [str(w.message) for w in seen if "come back" in str(w.message)]
     assert f"{came_back} pruned weights of the layers ['hidden_1', 'hidden_2']" in message
+    assert are_kept(masks, model)
+
+
+def test_an_error_in_the_block_is_not_hidden_by_the_warning():
+    model = compiled(network())
+    masks = prune_in_place(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        with pytest.raises(RuntimeError, match="mine"), keep_zeros(model):
+            train_in_a_loop(model, keras.optimizers.Adam(0.01))
+            raise RuntimeError("mine")
     assert are_kept(masks, model)
 
 
