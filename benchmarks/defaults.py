@@ -40,7 +40,7 @@ import keras_pruning as kp  # noqa: E402
 TEST_IMAGES = 360
 BATCH = 64
 EPOCHS_AFTER = 4
-TOKENS, TOKEN_SIZE, HEADS, BLOCKS = 16, 48, 4, 3  # of the ViT
+TOKENS, TOKEN_SIZE, HEADS, BLOCKS = 16, 48, 4, 2  # of the ViT
 CHANNELS = (32, 48, 64, 64)
 XCEPTION_PIXELS, XCEPTION_IMAGES = 96, 8
 Data = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
@@ -125,7 +125,7 @@ def digits_rows(data: Data, seeds: int) -> None:
     units = [(kp.prune_units, "units", share) for share in (0.25, 0.5)]
     weights = [(kp.prune_weights, "weights", 0.8)]
     networks: dict[Callable[[], keras.Model], tuple[int, list]] = {
-        vision_transformer: (25, units),
+        vision_transformer: (40, units),
         mobilenet: (10, weights),
         separable: (10, weights),
     }
