@@ -162,10 +162,13 @@ def model_from_config(model: keras.Model, config: dict[str, Any]) -> keras.Model
     objects = _custom_objects(model)
     _refer_to_functions(model, config, objects)
     try:
-        # A Lambda layer's code is in this process already: nothing unsafe is loaded.
-        return keras.saving.deserialize_keras_object(
-            config, custom_objects=objects, safe_mode=False
-        )
+        with warnings.catch_warnings():
+            # Layers without a build() are built when the graph is made: by their call.
+            warnings.filterwarnings("ignore", r"`build\(\)` was called on layer")
+            # A Lambda layer's code is in this process already: nothing unsafe is loaded.
+            return keras.saving.deserialize_keras_object(
+                config, custom_objects=objects, safe_mode=False
+            )
     except _NOT_SERIALIZABLE as error:
         raise _cannot_be_copied(model, error) from error
 

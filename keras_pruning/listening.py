@@ -1,8 +1,8 @@
 """Which layers hear which, in a part of a model that shows no graph.
 
-It is run on a small example, and what its kernel layers send is held fixed. Then one of them,
-or an input, is disturbed: what hears it changes, and only what hears it directly, since the
-layers in between send what they sent before.
+It is run on a small example, and in place of what its kernel layers send stand fixed numbers.
+Then those of one layer, or an input, are disturbed: what hears it changes, and only what hears
+it directly, since the layers in between send what they sent before.
 """
 
 import contextlib
@@ -122,7 +122,11 @@ def example_of_model(model: keras.Model, use: Callable[[Example], Hearing]) -> H
 
 
 class _Stage:
-    """Stands before some layers: notes what each hears and sends what it sent the first time."""
+    """Stands before some layers: notes what each hears, and always sends the same for it.
+
+    Not what the layer would send: that may be a constant, as after pruning, which would hide
+    what hears it.
+    """
 
     def __init__(self, layers: Sequence[keras.Layer]) -> None:
         self._layers = layers
@@ -173,14 +177,9 @@ class _Stage:
             number = self._calls[id(layer)] = self._calls.get(id(layer), 0) + 1
             self.heard.setdefault(id(layer), []).extend(_arrays((args, kwargs)))
             if (id(layer), number) not in self._sent:
-                self._sent[id(layer), number] = call(*args, **kwargs)
+                self._sent[id(layer), number] = _disturbed_tensors(call(*args, **kwargs))
             sent = self._sent[id(layer), number]
-            if id(layer) != self._disturbed:
-                return sent
-            return keras.tree.map_structure(
-                lambda t: keras.ops.convert_to_tensor(_disturbed(keras.ops.convert_to_numpy(t))),
-                sent,
-            )
+            return _disturbed_tensors(sent) if id(layer) == self._disturbed else sent
 
         return stand_in
 
@@ -242,6 +241,12 @@ def _with_disturbed_leaf(example: Example, place: int) -> Example:
     leaves = keras.tree.flatten(example)
     leaves[place] = _disturbed(leaves[place])
     return keras.tree.pack_sequence_as(example, leaves)
+
+
+def _disturbed_tensors(sent: Any) -> Any:
+    return keras.tree.map_structure(
+        lambda t: keras.ops.convert_to_tensor(_disturbed(keras.ops.convert_to_numpy(t))), sent
+    )
 
 
 def _disturbed(values: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -145,6 +145,38 @@ def test_of_a_subclassed_model_the_last_layer_is_the_output():
     assert outputs(model) == ["last"]
 
 
+class Sampling(keras.Model):
+    """Draws random numbers at inference, from a state of its own."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.head = kl.Dense(2, name="head")
+        self.body = kl.Dense(4, activation="relu", name="body")
+        self.noise = keras.random.SeedGenerator(0)
+
+    def call(self, inputs):
+        hidden = self.body(inputs)
+        return self.head(hidden + keras.random.normal((1, 4), seed=self.noise))
+
+
+def test_finding_the_heads_leaves_the_model_as_it_was():
+    model = Sampling()
+    model(np.ones((2, 3), "float32"))
+    before = [keras.ops.convert_to_numpy(v) for v in model.variables]
+    assert outputs(model) == ["head"]
+    for variable, values in zip(model.variables, before, strict=True):
+        np.testing.assert_array_equal(keras.ops.convert_to_numpy(variable), values)
+    assert "call" not in vars(model.head) and "call" not in vars(model.body)
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0])
+def test_a_network_whose_units_are_all_dead_has_the_same_heads(value):
+    model = Sampling()
+    model(np.ones((2, 3), "float32"))
+    model.body.kernel.assign(np.full((3, 4), value, "float32"))
+    assert outputs(model) == ["head"]
+
+
 # BatchNormalization
 
 
