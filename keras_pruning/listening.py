@@ -6,6 +6,7 @@ it directly, since the layers in between send what they sent before.
 """
 
 import contextlib
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -42,7 +43,7 @@ class Hearing:
 def listen(operation: keras.Layer, layers: Sequence[keras.Layer], example: Example) -> Hearing:
     """Returns what hears each of the layers inside an operation, and each of its inputs.
 
-    The operation is as before afterwards, its weights and random states too.
+    It runs as in prediction, and is as before afterwards, its weights and states too.
 
     Raises:
         CannotRun: If it fails on the example, or is random at inference.
@@ -138,14 +139,17 @@ class _Stage:
     @contextlib.contextmanager
     def set_up(self) -> Iterator[None]:
         watched = [(layer, name) for layer in self._layers for name in ("call", "quantized_call")]
+        own = [vars(layer).get(name) for layer, name in watched]  # of the user's own
         try:
             for layer, name in watched:
                 if hasattr(layer, name):
                     setattr(layer, name, self._standing_in(layer, getattr(layer, name)))
             yield
         finally:
-            for layer, name in watched:
-                if name in vars(layer):
+            for (layer, name), before in zip(watched, own, strict=True):
+                if before is not None:
+                    setattr(layer, name, before)
+                elif name in vars(layer):
                     delattr(layer, name)
 
     def stands_before(self, layer: keras.Layer) -> bool:
@@ -187,7 +191,8 @@ class _Stage:
 def _runner(
     operation: keras.Layer, stage: _Stage
 ) -> Callable[[Example], tuple[dict[int, Arrays], Arrays]]:
-    states = _random_states(operation)
+    states = _states(operation)
+    parameters = list(inspect.signature(operation.call).parameters)
 
     def run(example: Example) -> tuple[dict[int, Arrays], Arrays]:
         for variable, values in states:
@@ -196,6 +201,8 @@ def _runner(
         args, kwargs = keras.tree.map_structure(
             lambda leaf: keras.ops.convert_to_tensor(leaf) if _is_array(leaf) else leaf, example
         )
+        if "training" in parameters[len(args) :] and kwargs.get("training") is None:
+            kwargs = kwargs | {"training": False}  # whatever its default
         outputs = operation(*args, **kwargs)
         return stage.heard, _arrays(outputs)
 
@@ -204,7 +211,7 @@ def _runner(
 
 @contextlib.contextmanager
 def _states_kept(operation: keras.Layer) -> Iterator[None]:
-    states = _random_states(operation)
+    states = _states(operation)
     try:
         yield
     finally:
@@ -212,10 +219,11 @@ def _states_kept(operation: keras.Layer) -> Iterator[None]:
             variable.assign(values)
 
 
-def _random_states(operation: keras.Layer) -> list[tuple[keras.Variable, npt.NDArray[Any]]]:
-    """The states of random numbers, which are variables but no weights."""
-    weights = set(map(id, operation.weights))
-    states = [v for v in operation.non_trainable_variables if id(v) not in weights]
+def _states(operation: keras.Layer) -> list[tuple[keras.Variable, npt.NDArray[Any]]]:
+    """What a call may change: random states, and weights that are not trained."""
+    parts = all_layers(operation)
+    trained = {id(weight) for part in parts for weight in own_trainable_weights(part)}
+    states = [v for v in operation.non_trainable_variables if id(v) not in trained]
     return [(v, keras.ops.convert_to_numpy(v).copy()) for v in states]
 
 

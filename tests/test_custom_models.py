@@ -822,6 +822,49 @@ def called(model, inputs=4):
     return model
 
 
+class Counts(kl.Layer):
+    """Counts its calls in a weight, and follows the mean of what it hears."""
+
+    def build(self, shape):
+        self.calls = self.add_weight(shape=(), initializer="zeros", trainable=False)
+        self.mean = self.add_weight(shape=shape[-1:], initializer="zeros", trainable=False)
+
+    def call(self, x):
+        self.calls.assign(self.calls + 1)
+        self.mean.assign(0.9 * self.mean + 0.1 * ops.mean(x, axis=0))
+        return x - self.mean
+
+
+class HasStates(HeadFirst):
+    """Has states that its calls change, and takes itself to be in training."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.counts, self.norm = Counts(), kl.BatchNormalization()
+
+    def call(self, x, training=True):
+        return self.head(self.counts(self.norm(self.hidden(x), training=training)))
+
+
+@pytest.mark.parametrize("as_block", [False, True])
+def test_states_that_a_call_changes_are_as_before_pruning(as_block):
+    model = called(HasStates())
+    if as_block:
+        model = keras.Sequential([keras.Input((4,)), model, kl.Dense(2)])
+    before = [numpy(weight).copy() for weight in model.weights]
+    kp.prune_weights(model, 0.5)
+    for weight, values in zip(model.weights, before, strict=True):
+        np.testing.assert_array_equal(numpy(weight), values)
+
+
+def test_a_call_of_the_users_own_stays_on_its_layer():
+    model = called(HeadFirst())
+    plain = model.hidden.call
+    model.hidden.call = own = lambda x: 2 * plain(x)
+    kp.prunable_layers(model)
+    assert model.hidden.call is own
+
+
 def test_a_head_made_first_is_spared_and_the_hidden_layer_pruned():
     model = called(HeadFirst())
     pruned = kp.prune_weights(model, 0.5)
