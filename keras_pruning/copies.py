@@ -288,8 +288,9 @@ def _refer_to_functions(
     if functional_graph(model) is None:
         return
     layers = {layer.name: layer for layer in sublayers(model)}
-    for entry in config["config"].get("layers", ()):
-        layer = layers.get(entry["config"].get("name"))
+    entries = config["config"].get("layers")  # a class of the user's may call its widths so
+    for entry in entries if isinstance(entries, list) else ():
+        layer = layers.get(entry["config"].get("name")) if isinstance(entry, dict) else None
         if layer is None:
             continue
         for key in entry["config"]:

@@ -145,9 +145,11 @@ def _edit(
     config.pop("build_config", None)  # it holds the old shapes
     entries = config["config"]["layers"]
     layers = {layer.name: layer for layer in _layers(model)}
-    for entry in entries:
+    for place, entry in enumerate(entries):
         entry.pop("build_config", None)
-        layer = layers.get(entry.get("name") or entry["config"]["name"])
+        name = entry.get("name") or entry["config"].get("name")
+        # A Sequential names its layers in their own configurations alone, where one may lack it.
+        layer = layers.get(name) if name else _layers(model)[place]
         if layer is not None and functional_graph(layer) is not None and layer not in graph.refused:
             if not _tells_layers(entry):
                 entry |= _config(layer)

@@ -786,6 +786,17 @@ def test_a_custom_layer_that_loses_its_name_keeps_its_weights():
     assert largest_difference(model, shrunken) < 1e-5
 
 
+def test_a_custom_layer_without_a_name_in_its_config_is_passed_over_in_a_sequential_model():
+    layers = [kl.Dense(6, "relu", name="hidden"), kl.Dense(4), Nameless(), kl.Dense(2)]
+    model = keras.Sequential([keras.Input((4,)), *layers])
+    randomize(model, np.random.default_rng(0))
+    layers[0].kernel.assign(numpy(layers[0].kernel) * HALF)
+    layers[0].bias.assign(numpy(layers[0].bias) * HALF)
+    shrunken = shrink(model)
+    assert shrunken.get_layer("hidden").units == 3
+    assert largest_difference(model, shrunken) < 1e-5
+
+
 # Bad input
 
 
