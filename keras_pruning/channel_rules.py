@@ -55,8 +55,9 @@ def _conv(graph: ChannelGraph, call: Call) -> Signal:
     if layer.groups != len(x.ids):
         raise NoRule(f"has {layer.groups} groups of several channels")
     multiplier = layer.filters // layer.groups
-    values = _depthwise_values(graph, layer.kernel, multiplier, x, layer)
-    if graph.what_if is not None:
+    if graph.what_if is None:
+        values = _depthwise_values(graph, layer.kernel, multiplier, x, layer)
+    else:
         values = np.zeros(layer.filters)
     ids = graph.make_units(layer, np.repeat(x.ids, multiplier))
     graph.cut(layer, "kernel", rank - 1, ids)
@@ -434,12 +435,15 @@ _ACTIVATIONS = [
 ]  # fmt: skip
 _OTHER_AXIS = "combines it with units on another axis"
 _PLAIN = {kl.ReLU, kl.LeakyReLU, kl.ELU}
-_ADD: Rule = partial(_merge, combine=lambda rows: np.sum(rows, axis=0))
-_SUBTRACT: Rule = partial(_merge, combine=lambda rows: rows[0] - rows[1])
-_MULTIPLY: Rule = partial(_merge, combine=_product)
-_DIVIDE: Rule = partial(_merge, combine=lambda rows: rows[0] / rows[1])
-_MAXIMUM: Rule = partial(_merge, combine=lambda rows: np.max(rows, axis=0))
-_MINIMUM: Rule = partial(_merge, combine=lambda rows: np.min(rows, axis=0))
+# Merging layers, and operations between layers such as `x + y`, by the name of either's class.
+_MERGES: dict[str, Rule] = {
+    "Add": partial(_merge, combine=lambda rows: np.sum(rows, axis=0)),
+    "Subtract": partial(_merge, combine=lambda rows: rows[0] - rows[1]),
+    "Multiply": partial(_merge, combine=_product),
+    "TrueDivide": partial(_merge, combine=lambda rows: rows[0] / rows[1]),
+    "Maximum": partial(_merge, combine=lambda rows: np.max(rows, axis=0)),
+    "Minimum": partial(_merge, combine=lambda rows: np.min(rows, axis=0)),
+}
 
 _RULES: dict[type, Rule] = {
     **_rules(_dense, "Dense"),
@@ -465,21 +469,11 @@ _RULES: dict[type, Rule] = {
     **_rules(_permute, "Permute"),
     **_rules(_repeat_vector, "RepeatVector"),
     **_rules(_concatenate, "Concatenate"),
-    **_rules(_ADD, "Add"),
-    **_rules(_SUBTRACT, "Subtract"),
-    **_rules(_MULTIPLY, "Multiply"),
     **_rules(partial(_merge, combine=lambda rows: np.mean(rows, axis=0)), "Average"),
-    **_rules(_MAXIMUM, "Maximum"),
-    **_rules(_MINIMUM, "Minimum"),
+    **{getattr(kl, kind): rule for kind, rule in _MERGES.items() if hasattr(kl, kind)},
 }  # fmt: skip
-# Operations, such as `x + y` between layers, by the name of their class: it is not public.
-_OPERATION_RULES: dict[str, Rule] = {
-    "Add": _ADD,
-    "Subtract": _SUBTRACT,
-    "Multiply": _MULTIPLY,
-    "TrueDivide": _DIVIDE,
-    "Maximum": _MAXIMUM,
-    "Minimum": _MINIMUM,
+_OPERATION_RULES: dict[str, Rule] = {  # by name: the classes of operations are not public
+    **_MERGES,
     **dict.fromkeys(
         ("Absolute", "Exp", "Negative", "Relu", "Sigmoid", "Silu", "Softplus", "Square", "Tanh"),
         _operation,

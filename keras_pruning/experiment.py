@@ -17,7 +17,7 @@ import pandas as pd
 
 from keras_pruning.finetune import keep_zeros
 from keras_pruning.kernels import kernel_layers
-from keras_pruning.masks import check_sparsity
+from keras_pruning.masks import check_count, check_sparsity
 from keras_pruning.selection import Scope
 from keras_pruning.store import open_store, set_aside, task_path, write_whole
 from keras_pruning.sweep import (
@@ -112,9 +112,8 @@ def experiment(
         Exception: What a task raises, with a note of how far the experiment came.
     """
     tuning = {"none": None} if fine_tuning is None else fine_tuning
-    for name, number in (("points_per_task", points_per_task), ("in_flight", in_flight)):
-        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-            raise ValueError(f"{name} must be a whole number from 1. Received: {number!r}")
+    check_count("points_per_task", points_per_task)
+    check_count("in_flight", in_flight)
     travels = executor is not None
     sources = {name: _reference(f, travels) for name, f in _filled("data", data).items()}
     trainers = {name: _reference(f, travels) for name, f in _filled("networks", networks).items()}

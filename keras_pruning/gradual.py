@@ -5,22 +5,16 @@ import math
 import numbers
 import threading
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
 import numpy as np
-import pandas as pd
 from keras import ops
 
-from keras_pruning.finetune import (
-    KeepZeros,
-    model_optimizers,
-    moving_averages,
-    refuse_lora,
-)
+from keras_pruning.finetune import KeepZeros, model_optimizers, moving_averages, refuse_lora
 from keras_pruning.kernels import kernel_layers
-from keras_pruning.masks import check_sparsity
+from keras_pruning.masks import check_count, check_sparsity
 from keras_pruning.prune import (
     apply_unit_masks,
     apply_weight_masks,
@@ -30,7 +24,7 @@ from keras_pruning.prune import (
     warn_of_emptied,
     weight_masks,
 )
-from keras_pruning.summary import pruned_share, summary
+from keras_pruning.summary import pruned_share
 
 __all__ = ["GradualPruning", "polynomial_sparsity"]
 
@@ -109,8 +103,7 @@ class GradualPruning(KeepZeros):
         self._end: int | float = _check_time("end", end)
         if type(self._begin) is type(self._end):
             _check_order(self._begin, self._end, begin, end)
-        if isinstance(every, bool) or not isinstance(every, numbers.Integral) or every < 1:
-            raise ValueError(f"every must be a whole number of steps from 1. Received: {every!r}")
+        check_count("every", every)
         self._every: int = int(every)
         self._power: float = _check_power(power)
         self._pruner: _Pruner = _Pruner(prune)
@@ -188,7 +181,7 @@ class GradualPruning(KeepZeros):
                 stacklevel=2,
             )
         if max(self._shares.values(), default=1.0) < 1:
-            warn_of_emptied(self._pruner.emptied(model), stacklevel=2)
+            warn_of_emptied(self._pruner.emptied, stacklevel=2)
         history = self._history_of_this_fit()
         if history and history.history.get("sparsity"):
             history.history["sparsity"][-1] = measured
@@ -304,7 +297,7 @@ class _Pruner:
         self._options: dict[str, Any] = dict(options)
         self._is_ours = function in (prune_weights, prune_units)
         self._of_units = function is prune_units
-        self._chosen: list[int] = []  # the places of the layers that there are masks for
+        self.emptied: list[str] = []  # layers that the last pruning left a kernel of zeros alone
 
     def __call__(self, model: keras.Model, targets: Mapping[str | None, float]) -> None:
         if not self._is_ours:
@@ -313,24 +306,30 @@ class _Pruner:
         elif self._of_units:
             apply_unit_masks(model, self._masks_for(model, targets))
         else:
-            apply_weight_masks(model, self._masks_for(model, targets))
+            masks = self._masks_for(model, targets)
+            apply_weight_masks(model, masks)
+            entries = kernel_layers(model)
+            self.emptied = [
+                entries[place].name
+                for place, of_kernels in masks.items()
+                if not all(mask.any() for mask in of_kernels)
+            ]
 
     def check(self, model: keras.Model, targets: Mapping[str | None, float]) -> None:
         """Raises an error if there is nothing to prune, or more is pruned than asked."""
         if not self._is_ours:
             return
-        masks = self._masks_for(model, targets)
-        self._chosen = list(masks)
-        asked = [
-            sum(int(np.count_nonzero(~m)) for m in ([mask] if self._of_units else mask))
-            for mask in masks.values()
-        ]
-        rows = self._rows(model)
-        names = rows.index.tolist()
-        pruned = rows["zero_units" if self._of_units else "zeros"].tolist()
+        entries, counts = kernel_layers(model), []
+        for place, masks in self._masks_for(model, targets).items():
+            entry = entries[place]
+            if self._of_units:
+                alive, kept = [entry.alive_units()], [masks]
+            else:
+                alive, kept = [ops.convert_to_numpy(k) != 0 for k in entry.kernels], masks
+            counts.append((entry.name, _count_false(alive), _count_false(kept)))
         if self._options.get("scope") == "global":
-            names, pruned, asked = [model.name], [sum(pruned)], [sum(asked)]
-        for name, count, limit in zip(names, pruned, asked, strict=True):
+            counts = [(model.name, sum(c for _, c, _ in counts), sum(c for *_, c in counts))]
+        for name, count, limit in counts:
             if count > limit:
                 raise ValueError(
                     f"Of {name!r} {count} {'units' if self._of_units else 'weights'} are pruned "
@@ -342,19 +341,6 @@ class _Pruner:
         """Returns the share of zeros in the layers that are pruned."""
         layers = self._options.get("layers") if None in targets else list(targets)
         return pruned_share(model, "units" if self._of_units else "weights", layers)
-
-    def emptied(self, model: keras.Model) -> list[str]:
-        """Returns the names of the pruned layers that have a kernel of zeros alone."""
-        entries = kernel_layers(model)
-        return [
-            entries[place].name
-            for place in self._chosen
-            if not all(np.any(ops.convert_to_numpy(kernel)) for kernel in entries[place].kernels)
-        ]
-
-    def _rows(self, model: keras.Model) -> pd.DataFrame:
-        """The rows of `summary` of the layers that there are masks for."""
-        return summary(model).iloc[self._chosen].set_index("layer")
 
     def _weights_of(
         self, model: keras.Model, targets: Mapping[str | None, float]
@@ -375,6 +361,10 @@ class _Pruner:
     def _masks_for(self, model: keras.Model, targets: Mapping[str | None, float]) -> Any:
         masks = unit_masks if self._of_units else weight_masks
         return masks(model, **_as_arguments(targets), **self._options)
+
+
+def _count_false(arrays: Sequence[Any]) -> int:
+    return sum(array.size - int(np.count_nonzero(array)) for array in arrays)
 
 
 def _as_arguments(targets: Mapping[str | None, float]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from keras_pruning.copies import copy_model
 from keras_pruning.finetune import keep_zeros
 from keras_pruning.functional import batch_norms_after
 from keras_pruning.kernels import kernel_layers
-from keras_pruning.masks import check_sparsity
+from keras_pruning.masks import check_count, check_sparsity
 from keras_pruning.prune import prune_units, prune_weights
 from keras_pruning.summary import pruned_share
 
@@ -101,7 +101,7 @@ def prune_iteratively(
 
     Returns:
         DataFrame, a row a sparsity: `sparsity` (asked), `sparsity_measured` (zeros among
-        the weights, or with `prune_units` the units, of all layers but the output layer),
+        the weights, or with `prune_units` the units, of the layers that `prune` prunes),
         `epoch` (the best, from 1), the loss and metrics, `model`.
 
     Raises:
@@ -110,8 +110,7 @@ def prune_iteratively(
             ascend within [0, 1].
     """
     shares = _check_ascending(sparsities)
-    if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
-        raise ValueError(f"epochs must be a whole number from 1. Received: epochs={epochs!r}")
+    check_count("epochs", epochs)
     kernel_layers(model)
     for needed in (model, rewind_to):
         if needed is not None and not needed.compiled:

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 __all__ = [
+    "check_count",
     "check_floats",
     "check_sparsity",
     "count_nonzero",
@@ -229,6 +230,12 @@ def check_sparsity(sparsity: float) -> float:
             f"Received: sparsity={sparsity!r}.{hint}"
         )
     return float(sparsity)
+
+
+def check_count(name: str, number: object) -> None:
+    """Raises a ValueError unless the argument `name` is a whole number from 1."""
+    if isinstance(number, bool) or not isinstance(number, numbers.Integral) or number < 1:
+        raise ValueError(f"{name} must be a whole number from 1. Received: {name}={number!r}")
 
 
 def check_floats(array: npt.ArrayLike, name: str) -> FloatArray:

@@ -8,18 +8,19 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from keras_pruning.arrays import as_arrays, count_examples
 from keras_pruning.copies import compile_for_inference, copy_for_inference
 from keras_pruning.kernels import kernel_layers
-from keras_pruning.masks import count_nonzero
+from keras_pruning.masks import check_count, count_nonzero
 from keras_pruning.operations import MultiplyAdds, count_multiply_adds, packs_weights
 from keras_pruning.sparse import SparseModel
 from keras_pruning.threads import count_cores
@@ -170,20 +171,6 @@ def compare(
     return pd.DataFrame([_row(name, one) for name, one in zip(models, found, strict=True)])
 
 
-@dataclass(frozen=True)
-class _Subject:
-    """One model made ready: what is known of it, and how to run it."""
-
-    name: str
-    predict: Predict
-    metrics: Mapping[str, float]
-    parameters: int
-    nonzero: int | None
-    multiply_adds: MultiplyAdds | None
-    file: bytes | None
-    n_threads: int
-
-
 def _measure_all(
     models: Mapping[str, AnyModel], x: Any, y: Any, batch_sizes: Sequence[int], repeats: int
 ) -> list[Measurement]:
@@ -192,17 +179,16 @@ def _measure_all(
     x, y = as_arrays(x, y)
     length = count_examples(x, y)
     for batch_size in batch_sizes:
-        _check_count("batch_sizes", batch_size)
-    _check_count("repeats", repeats)
+        check_count("batch_sizes", batch_size)
+    check_count("repeats", repeats)
     gc.collect()  # models hold themselves in circles: copies of a last call may still be there
     with _retracing_unreported():
-        subjects = [_subject(name, model, x, y) for name, model in models.items()]
-        predicts = [subject.predict for subject in subjects]
+        predicts, found = zip(*(_made_ready(*one, x, y) for one in models.items()), strict=True)
         batches = [_batch(x, size, length) for size in batch_sizes]
         milliseconds = [_interleaved_ms(predicts, batch, repeats) for batch in batches]
     return [
-        _measurement(subject, [_latency(*pair) for pair in zip(batch_sizes, times, strict=True)])
-        for subject, *times in zip(subjects, *milliseconds, strict=True)
+        replace(one, latencies=tuple(map(_latency, batch_sizes, times)))
+        for one, *times in zip(found, *milliseconds, strict=True)
     ]
 
 
@@ -221,13 +207,10 @@ def _retracing_unreported() -> Iterator[None]:
         logger.removeFilter(is_other)
 
 
-def _subject(name: str, model: AnyModel, x: Any, y: Any) -> _Subject:
+def _made_ready(name: str, model: AnyModel, x: Any, y: Any) -> tuple[Predict, Measurement]:
+    """Returns a function that runs the model, and what is known of it before it is timed."""
     if isinstance(model, SparseModel):
-        return _sparse_subject(name, model, x, y)
-    return _keras_subject(name, model, x, y)
-
-
-def _keras_subject(name: str, model: keras.Model, x: Any, y: Any) -> _Subject:
+        return model.predict, _of_sparse_model(model, x, y)
     copy = copy_for_inference(model)
     one = _batch(x, 1, 1)
     try:
@@ -245,33 +228,41 @@ def _keras_subject(name: str, model: keras.Model, x: Any, y: Any) -> _Subject:
         unpacked[id(v)] if id(v) in unpacked else keras.ops.convert_to_numpy(v)
         for v in copy.weights
     ]
-    return _Subject(
-        name=name,
-        predict=copy.predict_on_batch,
-        metrics={} if y is None or not copy.compiled else _evaluate(copy, x, y),
-        parameters=sum(array.size for array in weights),
-        nonzero=None if packs_weights(copy) else sum(map(count_nonzero, weights)),
-        multiply_adds=operations,
-        file=file,
-        n_threads=_backend_threads(),
-    )
+    metrics = {} if y is None or not copy.compiled else _evaluate(copy, x, y)
+    found = _untimed(metrics, weights, operations, file, _backend_threads())
+    return copy.predict_on_batch, replace(found, nonzero=None) if packs_weights(copy) else found
 
 
-def _sparse_subject(name: str, model: SparseModel, x: Any, y: Any) -> _Subject:
+def _of_sparse_model(model: SparseModel, x: Any, y: Any) -> Measurement:
     model.predict(_batch(x, 1, 1))  # raises unless x suits it
     kernels = [step.kernel for step in model.steps]
     biases = [step.bias for step in model.steps if step.bias.any()]  # none where all are zero
-    return _Subject(
-        name=name,
-        predict=model.predict,
-        metrics={} if y is None or not model.compiled else model.evaluate(x, y),
-        parameters=sum(array.size for array in kernels + biases),
-        nonzero=sum(map(count_nonzero, kernels + biases)),
-        multiply_adds=MultiplyAdds(
-            sum(kernel.size for kernel in kernels), sum(map(count_nonzero, kernels))
-        ),
-        file=_sparse_file(model),
-        n_threads=model.n_threads,
+    metrics = {} if y is None or not model.compiled else model.evaluate(x, y)
+    operations = MultiplyAdds(sum(k.size for k in kernels), sum(map(count_nonzero, kernels)))
+    return _untimed(metrics, kernels + biases, operations, _sparse_file(model), model.n_threads)
+
+
+def _untimed(
+    metrics: Mapping[str, float],
+    weights: Sequence[npt.NDArray[Any]],
+    operations: MultiplyAdds | None,
+    file: bytes | None,
+    n_threads: int,
+) -> Measurement:
+    multiply_adds, multiply_adds_nonzero = operations or (None, None)
+    return Measurement(
+        accuracy=_accuracy(metrics),
+        loss=metrics.get("loss"),
+        metrics=metrics,
+        parameters=sum(array.size for array in weights),
+        nonzero=sum(map(count_nonzero, weights)),
+        multiply_adds=multiply_adds,
+        multiply_adds_nonzero=multiply_adds_nonzero,
+        file_bytes=None if file is None else len(file),
+        # Without the time in its header, gzip gives the same for the same bytes.
+        file_gzip_bytes=None if file is None else len(gzip.compress(file, mtime=0)),
+        latencies=(),
+        n_threads=n_threads,
     )
 
 
@@ -340,25 +331,6 @@ def _latency(batch_size: int, milliseconds: list[float]) -> Latency:
     return Latency(batch_size, median, lower, upper)
 
 
-def _measurement(subject: _Subject, latencies: list[Latency]) -> Measurement:
-    total, nonzero = subject.multiply_adds or (None, None)
-    file = subject.file
-    return Measurement(
-        accuracy=_accuracy(subject.metrics),
-        loss=subject.metrics.get("loss"),
-        metrics=subject.metrics,
-        parameters=subject.parameters,
-        nonzero=subject.nonzero,
-        multiply_adds=total,
-        multiply_adds_nonzero=nonzero,
-        file_bytes=None if file is None else len(file),
-        # Without the time in its header, gzip gives the same for the same bytes.
-        file_gzip_bytes=None if file is None else len(gzip.compress(file, mtime=0)),
-        latencies=tuple(latencies),
-        n_threads=subject.n_threads,
-    )
-
-
 def _accuracy(metrics: Mapping[str, float]) -> float | None:
     alike = [value for name, value in metrics.items() if name.endswith("accuracy")]
     return metrics.get("accuracy", alike[0] if len(alike) == 1 else None)
@@ -386,8 +358,3 @@ def _check_model(name: str, model: object) -> None:
             f"'{name}' must be a Keras model or a SparseModel. Received: {type(model).__name__}"
         )
     kernel_layers(model)  # raises unless it is built
-
-
-def _check_count(name: str, number: object) -> None:
-    if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-        raise ValueError(f"{name} must be whole numbers from 1. Received: {number!r}")

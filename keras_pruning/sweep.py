@@ -20,7 +20,7 @@ import pandas as pd
 from keras_pruning.arrays import as_arrays, count_examples
 from keras_pruning.copies import copy_model, loss_head, model_config, without_lora
 from keras_pruning.dense_chain import read_dense_chain
-from keras_pruning.masks import check_sparsity, count_nonzero
+from keras_pruning.masks import check_count, check_sparsity, count_nonzero
 from keras_pruning.prune import (
     unit_masks,
     weight_masks,
@@ -104,7 +104,8 @@ def sparsity_sweep(
             seeds `seed`, `seed + 1`, ...; the others give the same each time and are
             measured once.
         scope: "layer" or "global", as in `prune_weights`.
-        layers: Names of the layers to prune; by default all but the output layer.
+        layers: Names of the layers to prune, or the layers; by default those that
+            `prune_weights`, and for units `prune_units`, prune by default.
         seed: Seed of the first repeat.
         batch_size: Examples evaluated together.
         progress: Whether to show a progress bar on standard output.
@@ -131,8 +132,7 @@ def sparsity_sweep(
         Exception: What a worker raises; what is finished is in the store.
     """
     x, y = check_data(model, x, y)
-    if isinstance(repeats, bool) or not isinstance(repeats, int) or repeats < 1:
-        raise ValueError(f"repeats must be a whole number from 1. Received: repeats={repeats!r}")
+    check_count("repeats", repeats)
     if isinstance(layers, Mapping):
         raise TypeError("layers must be a list of names here: the sweep gives the sparsities.")
     names = None if layers is None else layer_names(model, layers)

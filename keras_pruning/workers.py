@@ -21,6 +21,7 @@ from typing import Any
 import keras
 
 from keras_pruning.copies import compile_for_inference, copy_for_inference
+from keras_pruning.masks import check_count
 
 __all__ = [
     "Payload",
@@ -68,9 +69,8 @@ def local_processes(count: int, *, threads: int = 1) -> Iterator[ProcessPoolExec
         ValueError: If a number is not a whole number from 1.
         BrokenProcessPool: If the workers end as they begin, as they do without the guard.
     """
-    for name, number in (("count", count), ("threads", threads)):
-        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-            raise ValueError(f"{name} must be a whole number from 1. Received: {number!r}")
+    check_count("count", count)
+    check_count("threads", threads)
     pool = ProcessPoolExecutor(
         count,
         mp_context=multiprocessing.get_context("spawn"),
@@ -128,8 +128,7 @@ def limit_threads(count: int) -> None:
     Raises:
         ValueError: If `count` is not a whole number from 1.
     """
-    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-        raise ValueError(f"count must be a whole number from 1. Received: {count!r}")
+    check_count("count", count)
     from threadpoolctl import threadpool_limits
 
     threadpool_limits(count)
