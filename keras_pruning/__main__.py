@@ -43,6 +43,7 @@ _DATA_HELP = (
     "a .npz file with the arrays x and y (or x_test and y_test), or the name of a data set "
     "that TensorFlow Datasets has prepared, such as mnist, of which the test part is taken"
 )
+_LAYERS_HELP = "names, as summary prints them; default: all that it does not print as spared"
 _METHODS = ("weights", "units", "random_weights", "random_units")
 _BACKENDS = ("tensorflow", "jax", "torch")
 _NO_BACKEND = (
@@ -167,7 +168,7 @@ def _prune_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--method", choices=("weights", "units"), required=True)
     parser.add_argument("--sparsity", type=float, required=True, help="share to prune, 0 to 1")
     parser.add_argument("--scope", choices=("layer", "global"), default="layer")
-    parser.add_argument("--layers", nargs="+", help="default: all but the output layer")
+    parser.add_argument("--layers", nargs="+", help=_LAYERS_HELP)
     parser.add_argument("--shrink", action="store_true", help="remove the pruned units")
 
 

@@ -149,10 +149,10 @@ class ChannelGraph:
         The entry is a key, or (key, index) of a shape; of a shape one axis may shrink.
         """
         sizes = self.sizes.setdefault(layer, {})
-        for other in sizes:
+        for other, others in sizes.items():
             if isinstance(entry, tuple) and isinstance(other, tuple) and entry != other:
-                self.block(ids, f"'{layer.name}' is called with its units on several axes")
-                self.block(sizes[other], f"'{layer.name}' is called with its units on several axes")
+                why = f"'{layer.name}' is called with its units on several axes"
+                self.block(np.concatenate([ids, others]), why)
         self._note(sizes, entry, ids)
 
     def on_axis(self, signal: Signal, axis: int, operation: Any, why: str) -> Signal:

@@ -63,8 +63,7 @@ def prune_model(arguments: argparse.Namespace) -> None:
     pruned = prune(model, arguments.sparsity, scope=arguments.scope, layers=arguments.layers)
     if arguments.shrink:
         pruned = shrink(pruned)
-    content = model_to_bytes(pruned)
-    write_whole(arguments.output, content)
+    write_whole(arguments.output, model_to_bytes(pruned))
     print(_size(arguments.model, model))
     print(_size(arguments.output, pruned))
 

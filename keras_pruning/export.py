@@ -73,7 +73,11 @@ def export_litert(model: keras.Model, path: str | os.PathLike[str], *, int8: boo
             ) from error
         missing = sorted(set(re.findall(r"'tf\.(\w+)' op", str(error))))
         if missing:
-            raise ValueError(_lacks(model, missing)) from error
+            raise ValueError(
+                f"Model '{model.name}' takes operations of TensorFlow that LiteRT does not have: "
+                f"{', '.join(missing)}. No file was written. Put layers that LiteRT has in their "
+                "place, or export a part of the model that does without."
+            ) from error
         raise
     finally:
         unfinished.unlink(missing_ok=True)
@@ -119,7 +123,7 @@ def litert_predict(path: str | os.PathLike[str], x: Any) -> npt.NDArray[Any]:
     step = shape[0] if shape[0] > 0 else _BATCH
     parts = [x[start : start + step] for start in range(0, len(x), step)]
     if shape[0] > 0:  # the batch is fixed: the last is filled up with examples of its own
-        parts[-1] = parts[-1][np.arange(step) % len(parts[-1])]
+        parts[-1] = np.resize(parts[-1], (step, *x.shape[1:]))
     answers = [_invoke(interpreter, inputs[0], outputs[0], part) for part in parts]
     return np.concatenate(answers)[: len(x)]
 
@@ -167,7 +171,6 @@ def _in_float32(model: keras.Model) -> keras.Model:
     if _is_quantised(model) or all(layer.compute_dtype == "float32" for layer in all_layers(model)):
         return model
     config = _with_float32(model_config(model))
-    config.pop("compile_config", None)
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy("float32")  # for layers that custom layers make themselves
     try:
@@ -186,14 +189,6 @@ def _with_float32(config: Any) -> Any:
             for key, value in config.items()
         }
     return [_with_float32(value) for value in config] if isinstance(config, list) else config
-
-
-def _lacks(model: keras.Model, operations: list[str]) -> str:
-    return (
-        f"Model '{model.name}' takes operations of TensorFlow that LiteRT does not have: "
-        f"{', '.join(operations)}. No file was written. Put layers that LiteRT has in their "
-        "place, or export a part of the model that does without."
-    )
 
 
 def _check_runs(path: Path) -> None:

@@ -12,13 +12,7 @@ from tqdm import tqdm
 
 from keras_pruning.copies import without_lora
 from keras_pruning.masks import check_sparsity
-from keras_pruning.prune import (
-    prunable_layers,
-    unit_masks,
-    weight_masks,
-    weights_under_unit_masks,
-    weights_under_weight_masks,
-)
+from keras_pruning.prune import prunable_layers
 from keras_pruning.scores import Score
 from keras_pruning.selection import layer_names
 from keras_pruning.sweep import (
@@ -27,6 +21,7 @@ from keras_pruning.sweep import (
     check_data,
     evaluator,
     measured_sparsity,
+    pruned_weights,
 )
 
 __all__ = ["sensitivity_sweep", "suggest_sparsities"]
@@ -89,10 +84,7 @@ def sensitivity_sweep(
     shares = sorted({0.0, *(check_sparsity(share) for share in sparsities)})
 
     def pruned(names: list[str], share: float) -> Weights:
-        options: dict[str, Any] = {"score": score, "layers": names, "seed": seed}
-        if method == "units":
-            return weights_under_unit_masks(model, unit_masks(model, share, **options))
-        return weights_under_weight_masks(model, weight_masks(model, share, **options))
+        return pruned_weights(model, method, share, score=score, layers=names, seed=seed)
 
     pruned(names, shares[-1])  # an unknown layer is named before anything is measured
     evaluate = evaluator(model, x, y, batch_size)

@@ -27,7 +27,7 @@ from keras_pruning.prune import (
     weights_under_unit_masks,
     weights_under_weight_masks,
 )
-from keras_pruning.scores import Read, Score
+from keras_pruning.scores import Read
 from keras_pruning.selection import Scope, layer_names
 from keras_pruning.sparse_chain import sparse_forward
 from keras_pruning.summary import pruned_share
@@ -51,6 +51,7 @@ __all__ = [
     "measured_row",
     "measured_sparsity",
     "prune_by_name",
+    "pruned_weights",
     "sparsity_sweep",
 ]
 
@@ -166,9 +167,10 @@ def sparsity_sweep(
         with ThreadPoolExecutor(at_once) if at_once > 1 else contextlib.nullcontext() as pool:
             run_jobs(jobs, results, executor=pool, let_finish=True)  # no thread can be stopped
     else:
-        payload = _payload(model, x, y)
+        network = Payload.of(model_to_bytes(model, for_inference=True))
+        data = Payload(_digest_of_arrays((x, y)), (x, y))
         jobs = [
-            Job(_measure_elsewhere, (*payload, options, points[i]), partial(results.add, i))
+            Job(_measure_elsewhere, (network, data, options, points[i]), partial(results.add, i))
             for i in results.missing
         ]
         run_jobs(jobs, results, executor=executor, threads=threads)
@@ -273,11 +275,6 @@ def _reading_once() -> Read:
     return read
 
 
-def _payload(model: keras.Model, x: Any, y: Any) -> tuple[Payload, Payload]:
-    content = model_to_bytes(model, for_inference=True)
-    return Payload.of(content), Payload(_digest_of_arrays((x, y)), (x, y))
-
-
 def _measure_elsewhere(
     model: Payload, data: Payload, options: _Options, point: _Point
 ) -> pd.DataFrame:
@@ -328,12 +325,25 @@ def prune_by_name(
     read: Read = keras.ops.convert_to_numpy,
 ) -> Weights:
     """Returns the weights of the model pruned by one of `METHODS`."""
-    score: Score = "random" if method.startswith("random") else "magnitude"
-    options: dict[str, Any] = {"scope": scope, "score": score, "layers": layers, "seed": seed}
-    options["read"] = read
-    if method.endswith("units"):
-        return weights_under_unit_masks(model, unit_masks(model, sparsity, **options), read)
-    return weights_under_weight_masks(model, weight_masks(model, sparsity, **options), read)
+    score, kind = ("random" if method.startswith("random") else "magnitude"), method.split("_")[-1]
+    options = {"scope": scope, "score": score, "layers": layers, "seed": seed}
+    return pruned_weights(model, kind, sparsity, read, **options)
+
+
+def pruned_weights(
+    model: keras.Model,
+    kind: str,
+    sparsity: float,
+    read: Read = keras.ops.convert_to_numpy,
+    **options: Any,
+) -> Weights:
+    """Returns the weights of the model under `prune_weights` or, of kind "units", `prune_units`."""
+    if kind == "units":
+        masks = unit_masks(model, sparsity, read=read, **options)
+        return weights_under_unit_masks(model, masks, read)
+    return weights_under_weight_masks(
+        model, weight_masks(model, sparsity, read=read, **options), read
+    )
 
 
 def evaluator(

@@ -90,16 +90,13 @@ def local_processes(count: int, *, threads: int = 1) -> Iterator[ProcessPoolExec
         if "bootstrapping phase" in str(error):  # a worker that imports a script without a guard
             sys.exit(1)  # the parent says it; a traceback a worker would bury that
         if isinstance(error, BrokenProcessPool) and not any(map(_has_succeeded, begun)):
-            raise BrokenProcessPool(_NEVER_BEGAN) from None
+            raise BrokenProcessPool(
+                "The workers ended as they began: in a script, call local_processes under "
+                'if __name__ == "__main__": for each worker imports the script first.'
+            ) from None
         raise
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-_NEVER_BEGAN = (
-    "The workers ended as they began: in a script, call local_processes under "
-    'if __name__ == "__main__": for each worker imports the script first.'
-)
 
 
 def _has_succeeded(future: Future[Any]) -> bool:
