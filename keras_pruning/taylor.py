@@ -8,7 +8,7 @@ import numpy.typing as npt
 from keras import ops
 
 from keras_pruning.copies import copy_model, without_lora
-from keras_pruning.functional import all_layers
+from keras_pruning.functional import all_layers, own_trainable_weights
 from keras_pruning.kernels import KernelLayer, kernel_layers
 from keras_pruning.sweep import check_data
 
@@ -91,10 +91,10 @@ class _Recorder(keras.optimizers.Optimizer):
 def _gradients(model: keras.Model, x: Any, y: Any, batch_size: int) -> dict[int, FloatArray]:
     """Returns the gradient of the mean loss by the id of each variable that has one."""
     scratch = copy_model(model)
-    for layer in all_layers(scratch):
-        layer.trainable = True  # a frozen kernel can be pruned as well
-    for variable in scratch.trainable_variables:
-        variable.regularizer = None
+    for layer in all_layers(scratch):  # a frozen kernel can be pruned as well
+        layer.trainable = True
+        for variable in own_trainable_weights(layer):
+            variable.trainable, variable.regularizer = True, None
     # Keras then calls the model without training=True.
     scratch._call_has_training_arg = False
     in_half = isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)

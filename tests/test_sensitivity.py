@@ -124,13 +124,14 @@ def test_any_layer_and_several_inputs_are_scored():
     scores = taylor_scores(model, x, rng.normal(size=(10, 1)), batch_size=4)
     shapes = {name: [s.shape for s in arrays] for name, arrays in scores.items()}
     assert shapes == {
-        "conv": [(2, 4, 1), (1, 4, 4)],
+        "conv/depthwise_kernel": [(2, 4, 1)],
+        "conv": [(1, 4, 4)],
         "gru": [(4, 15), (5, 15)],
         "out": [(8, 1)],
     }
     assert all(s.any() for arrays in scores.values() for s in arrays)
     pruned = kp.prune_weights(model, 0.5, score=scores)
-    assert kp.summary(pruned)["zeros"].tolist() == [12, 68, 0]
+    assert kp.summary(pruned)["zeros"].tolist() == [0, 8, 68, 0]  # depthwise is spared
 
 
 def test_a_frozen_kernel_is_scored_as_any_other():
