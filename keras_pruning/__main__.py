@@ -13,37 +13,23 @@ from pathlib import Path
 __all__ = ["main"]
 
 _PROGRAM = "python -m keras_pruning"
-_EXAMPLES = """examples:
-  {0} summary model.keras
-  {0} prune model.keras --method units --sparsity 0.8 --shrink -o small.keras
-  {0} measure model.keras small.keras --data mnist
-  {0} sweep model.keras --data test.npz --store results -o sweep.csv
-"""
-_SWEEP_EXAMPLES = """examples:
-  {0} sweep model.keras --data mnist
-  {0} sweep model.keras --data test.npz --methods units random_units --repeats 5 --workers 4
-  {0} sweep model.keras --data test.npz --scheduler tcp://host:8786 --store results -o sweep.csv
-
-With --store, a sweep that was stopped goes on where it was: run the same command again.
-"""
-_PRUNE_EXAMPLES = """examples:
-  {0} prune model.keras --method weights --sparsity 0.9 -o sparse.keras
-  {0} prune model.keras --method units --sparsity 0.8 --shrink -o small.keras
-  {0} prune model.keras --method weights --sparsity 0.5 --layers dense_1 dense_2 -o part.keras
-"""
-_SUMMARY_EXAMPLES = """examples:
-  {0} summary model.keras
-  {0} summary model.keras -o layers.csv
-"""
-_MEASURE_EXAMPLES = """examples:
-  {0} measure model.keras --data test.npz
-  {0} measure model.keras small.keras --batch-sizes 1 32
-"""
+_EXAMPLES = (
+    "summary model.keras -o layers.csv",
+    "prune model.keras --method weights --sparsity 0.9 -o sparse.keras",
+    "prune model.keras --method units --sparsity 0.8 --shrink -o small.keras",
+    "prune model.keras --method weights --sparsity 0.5 --layers dense_1 dense_2 -o part.keras",
+    "measure model.keras --data test.npz",
+    "measure model.keras small.keras --batch-sizes 1 32",
+    "sweep model.keras --data mnist",
+    "sweep model.keras --data test.npz --methods units random_units --repeats 5 --workers 4",
+    "sweep model.keras --data test.npz --scheduler tcp://host:8786 --store results -o sweep.csv",
+)
 _DATA_HELP = (
     "a .npz file with the arrays x and y (or x_test and y_test), or the name of a data set "
     "that TensorFlow Datasets has prepared, such as mnist, of which the test part is taken"
 )
 _LAYERS_HELP = "names, as summary prints them; default: all that it does not print as spared"
+_STORE_HELP = "folder that keeps each finished point: a sweep that was stopped goes on from there"
 _METHODS = ("weights", "units", "random_weights", "random_units")
 _BACKENDS = ("tensorflow", "jax", "torch")
 _NO_BACKEND = (
@@ -104,34 +90,37 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=_PROGRAM,
         description="Prune Keras models, measure them, and sweep over sparsities.",
-        epilog=_EXAMPLES.format(_PROGRAM),
+        epilog=_examples(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def add(command: str, name: str, about: str, examples: str) -> argparse.ArgumentParser:
+    def add(command: str, name: str, about: str) -> argparse.ArgumentParser:
         added = commands.add_parser(
             name,
             help=about,
             description=f"{about[0].upper()}{about[1:]}.",
-            epilog=examples.format(_PROGRAM),
+            epilog=_examples(name),
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         added.set_defaults(command=command)
         return added
 
-    _sweep_arguments(add("sweep_model", "sweep", "accuracy at many sparsities", _SWEEP_EXAMPLES))
-    _prune_arguments(add("prune_model", "prune", "write a pruned model", _PRUNE_EXAMPLES))
+    _sweep_arguments(add("sweep_model", "sweep", "accuracy at many sparsities"))
+    _prune_arguments(add("prune_model", "prune", "write a pruned model"))
     about = "a row a layer: weights, zeros, units"
-    _output_arguments(
-        _model_argument(add("summarise_model", "summary", about, _SUMMARY_EXAMPLES)), "CSV file"
-    )
+    _output_arguments(_model_argument(add("summarise_model", "summary", about)), "CSV file")
     about = (
         "accuracy (a share), parameters, multiply-adds, bytes of the file without the optimizer, "
         "and milliseconds of models"
     )
-    _measure_arguments(add("measure_models", "measure", about, _MEASURE_EXAMPLES))
+    _measure_arguments(add("measure_models", "measure", about))
     return parser
+
+
+def _examples(command: str = "") -> str:
+    lines = [f"  {_PROGRAM} {line}" for line in _EXAMPLES if line.startswith(command)]
+    return "\n".join(["examples:", *lines])
 
 
 def _model_argument(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
@@ -157,7 +146,7 @@ def _sweep_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--repeats", type=int, default=1, help="of the random methods")
     parser.add_argument("--scope", choices=("layer", "global"), default="layer")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--store", type=Path, help="folder that keeps each finished point")
+    parser.add_argument("--store", type=Path, help=_STORE_HELP)
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--workers", type=int, help="processes on this machine, of a thread each")
     where.add_argument("--scheduler", help="address of a Dask scheduler, tcp://host:8786")

@@ -227,13 +227,13 @@ def _same(graph: ChannelGraph, call: Call) -> Signal:
 def _pad(graph: ChannelGraph, call: Call) -> Signal:
     x = _on_channels(graph, call)
     everywhere = x.carrying(np.where(x.values == 0, 0.0, np.nan))
-    return everywhere.reshaped(call.output_shape, x.axis, np.arange(len(x.ids)))
+    return everywhere.reshaped(call.output_shape, x.axis)
 
 
 def _move(graph: ChannelGraph, call: Call) -> Signal:
     """Positions are left out, repeated or averaged: a constant stays what it is."""
     x = _on_channels(graph, call)
-    return x.reshaped(call.output_shape, x.axis, np.arange(len(x.ids)))
+    return x.reshaped(call.output_shape, x.axis)
 
 
 def _pool(graph: ChannelGraph, call: Call) -> Signal:
@@ -250,7 +250,7 @@ def _upsample(graph: ChannelGraph, call: Call) -> Signal:
 def _global_pool(graph: ChannelGraph, call: Call) -> Signal:
     x = _on_channels(graph, call)
     axis = x.axis if len(call.output_shape) == len(x.shape) else 1
-    return x.reshaped(call.output_shape, axis, np.arange(len(x.ids)))
+    return x.reshaped(call.output_shape, axis)
 
 
 # Layers that move the axis
@@ -284,11 +284,11 @@ def _varies_along(order: IntArray, axis: int) -> bool:
 def _permute(graph: ChannelGraph, call: Call) -> Signal:
     x = call.input
     axis = 1 + call.operation.dims.index(x.axis)
-    return x.reshaped(call.output_shape, axis, np.arange(len(x.ids)))
+    return x.reshaped(call.output_shape, axis)
 
 
 def _repeat_vector(graph: ChannelGraph, call: Call) -> Signal:
-    return call.input.reshaped(call.output_shape, 2, np.arange(len(call.input.ids)))
+    return call.input.reshaped(call.output_shape, 2)
 
 
 def _channel_of_each_entry(signal: Signal) -> IntArray:

@@ -28,6 +28,8 @@ IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
 FloatArray = npt.NDArray[np.float64]
 
+_ALL = slice(None)
+
 
 class NoRule(Exception):
     """A layer whose channels cannot be followed; the message says why."""
@@ -48,7 +50,7 @@ class Signal:
         """A tensor of whose channels nothing is known."""
         return Signal(shape, 0, np.zeros(0, np.int64), np.zeros(0), why)
 
-    def reshaped(self, shape: Shape, axis: int, channels: IntArray) -> "Signal":
+    def reshaped(self, shape: Shape, axis: int, channels: IntArray | slice = _ALL) -> "Signal":
         """The signal where axis `axis` of `shape` counts these of its channels."""
         return Signal(shape, axis, self.ids[channels], self.values[channels])
 

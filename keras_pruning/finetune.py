@@ -23,7 +23,15 @@ from keras import ops
 from keras_pruning.functional import all_layers, batch_norms_after
 from keras_pruning.kernels import KernelLayer, kernel_layers
 
-__all__ = ["KeepZeros", "keep_zeros", "model_optimizers", "moving_averages", "refuse_lora"]
+__all__ = [
+    "KeepZeros",
+    "keep_zeros",
+    "model_optimizers",
+    "moving_averages",
+    "pruned_in",
+    "put_zeros",
+    "refuse_lora",
+]
 
 HeldLayer = tuple[KernelLayer, list[keras.Variable]]  # and what belongs to its units
 # A variable, where it may live, and the number that a live weight has for 0.
@@ -199,6 +207,23 @@ def moving_averages(optimizers: Iterable[keras.Optimizer]) -> dict[int, keras.Va
     }
 
 
+def pruned_in(entry: KernelLayer, vectors: list[keras.Variable]) -> Iterator[npt.NDArray[np.bool_]]:
+    """Yields where each kernel of a layer is pruned, then each vector that belongs to its units."""
+    for kernel in entry.kernels:
+        yield ops.convert_to_numpy(kernel) == 0
+    if vectors:
+        gone = ~entry.alive_units()
+        for vector in vectors:
+            yield gone & (ops.convert_to_numpy(vector) == 0)
+
+
+def put_zeros(variable: keras.Variable, where: npt.NDArray[np.bool_]) -> None:
+    """Sets these entries of a variable to zero."""
+    values = np.array(ops.convert_to_numpy(variable))
+    values[where] = 0
+    variable.assign(values)
+
+
 class _Hold:
     """Keeps the zeros of a model until it lets go, and knows which have come back.
 
@@ -218,7 +243,7 @@ class _Hold:
 
     def record(self, *, anew: bool = False) -> None:
         """Notes what is pruned now, besides what was, or `anew` instead of it."""
-        now = [np.packbits(where) for layer in self._layers for where in _pruned_in(*layer)]
+        now = [np.packbits(where) for layer in self._layers for where in pruned_in(*layer)]
         before = now if anew or not self._pruned else self._pruned
         self._pruned = [a | b for a, b in zip(now, before, strict=True)]
 
@@ -233,7 +258,7 @@ class _Hold:
             if back.any():
                 found[name] = found.get(name, 0) + int(np.count_nonzero(back))
                 if set_to_zero:
-                    variable.assign(np.where(back, np.zeros_like(values), values))
+                    put_zeros(variable, back)
         return found
 
     def set_to_zero_again(self, *, warn: bool = True) -> None:
@@ -399,18 +424,6 @@ def _may_be_output(entry: KernelLayer) -> bool:
         return entry.is_output
     except ValueError:  # it cannot be told
         return True
-
-
-def _pruned_in(
-    entry: KernelLayer, vectors: list[keras.Variable]
-) -> Iterator[npt.NDArray[np.bool_]]:
-    """Yields where each kernel, then each vector, is pruned."""
-    for kernel in entry.kernels:
-        yield ops.convert_to_numpy(kernel) == 0
-    if vectors:
-        gone = ~entry.alive_units()
-        for vector in vectors:
-            yield gone & (ops.convert_to_numpy(vector) == 0)
 
 
 def _masks_to_keep(layers: list[HeldLayer], updated: Iterable[keras.Variable]) -> list[Kept]:

@@ -12,7 +12,13 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_pruning.finetune import KeepZeros, model_optimizers, moving_averages, refuse_lora
+from keras_pruning.finetune import (
+    KeepZeros,
+    model_optimizers,
+    moving_averages,
+    put_zeros,
+    refuse_lora,
+)
 from keras_pruning.kernels import kernel_layers
 from keras_pruning.masks import check_count, check_sparsity
 from keras_pruning.prune import (
@@ -302,7 +308,7 @@ class _Pruner:
     def __call__(self, model: keras.Model, targets: Mapping[str | None, float]) -> None:
         if not self._is_ours:
             for ours, theirs in zip(model.weights, self._weights_of(model, targets), strict=True):
-                _set_to_zero(ours, keras.ops.convert_to_numpy(theirs) == 0)
+                put_zeros(ours, ops.convert_to_numpy(theirs) == 0)
         elif self._of_units:
             apply_unit_masks(model, self._masks_for(model, targets))
         else:
@@ -377,13 +383,7 @@ def _clear_moving_averages(model: keras.Model) -> None:
     for entry in kernel_layers(model) if averages else ():
         for kernel in entry.kernels:
             if id(kernel) in averages:
-                _set_to_zero(averages[id(kernel)], ops.convert_to_numpy(kernel) == 0)
-
-
-def _set_to_zero(variable: keras.Variable, where: Any) -> None:
-    values = np.array(ops.convert_to_numpy(variable))
-    values[where] = 0
-    variable.assign(values)
+                put_zeros(averages[id(kernel)], ops.convert_to_numpy(kernel) == 0)
 
 
 def _check_initial(initial: float, shares: Mapping[Any, float]) -> float:

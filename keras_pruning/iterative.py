@@ -5,13 +5,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
-import numpy as np
 import pandas as pd
-from keras import ops
 from tqdm import tqdm
 
 from keras_pruning.copies import copy_model
-from keras_pruning.finetune import keep_zeros
+from keras_pruning.finetune import keep_zeros, pruned_in, put_zeros
 from keras_pruning.functional import batch_norms_after
 from keras_pruning.kernels import kernel_layers
 from keras_pruning.masks import check_count, check_sparsity
@@ -52,10 +50,7 @@ def rewind(pruned: keras.Model, original: keras.Model) -> keras.Model:
     ticket = copy_model(original)
     position = {id(variable): i for i, variable in enumerate(pruned.weights)}
     for variable, where in _pruned_entries(pruned):
-        ours = ticket.weights[position[id(variable)]]
-        values = np.array(ops.convert_to_numpy(ours))
-        values[where] = 0
-        ours.assign(values)
+        put_zeros(ticket.weights[position[id(variable)]], where)
     return ticket
 
 
@@ -150,16 +145,13 @@ def prune_iteratively(
 
 def _pruned_entries(model: keras.Model) -> list[tuple[keras.Variable, Any]]:
     """Returns (variable, where it is pruned) of kernels and of what belongs to their units."""
-    found = []
+    found: list[tuple[keras.Variable, Any]] = []
     for entry in kernel_layers(model):
-        found += [(kernel, ops.convert_to_numpy(kernel) == 0) for kernel in entry.kernels]
-        if not entry.has_units:
-            continue
-        columns = np.moveaxis(ops.convert_to_numpy(entry.unit_kernel), entry.unit_axis, -1)
-        dead = ~(columns != 0).reshape(-1, columns.shape[-1]).any(axis=0)
-        norms = batch_norms_after(model, entry.layer)
-        vectors = [entry.bias, *(v for n in norms for v in (n.gamma, n.beta, n.moving_mean))]
-        found += [(v, dead & (ops.convert_to_numpy(v) == 0)) for v in vectors if v is not None]
+        norms = batch_norms_after(model, entry.layer) if entry.has_units else []
+        vectors = [entry.bias] if entry.has_units else []
+        vectors += [v for norm in norms for v in (norm.gamma, norm.beta, norm.moving_mean)]
+        vectors = [v for v in vectors if v is not None]
+        found += zip((*entry.kernels, *vectors), pruned_in(entry, vectors), strict=True)
     return found
 
 
