@@ -353,8 +353,7 @@ def _row(name: str, found: Measurement) -> dict[str, Any]:
 def _check_model(name: str, model: object) -> None:
     if isinstance(model, SparseModel):
         return
-    if not isinstance(model, keras.Model):
-        raise TypeError(
-            f"'{name}' must be a Keras model or a SparseModel. Received: {type(model).__name__}"
-        )
-    kernel_layers(model)  # raises unless it is built
+    try:
+        kernel_layers(model)  # raises unless it is a built Keras model
+    except TypeError as error:
+        raise TypeError(f"'{name}' must be a Keras model or a SparseModel. {error}") from error

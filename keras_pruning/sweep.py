@@ -20,6 +20,7 @@ import pandas as pd
 from keras_pruning.arrays import as_arrays, count_examples
 from keras_pruning.copies import copy_model, loss_head, model_config, without_lora
 from keras_pruning.dense_chain import read_dense_chain
+from keras_pruning.kernels import kernel_layers
 from keras_pruning.masks import check_count, check_sparsity, count_nonzero
 from keras_pruning.prune import (
     unit_masks,
@@ -429,11 +430,10 @@ def check_data(model: keras.Model, x: Any, y: Any) -> tuple[Any, Any]:
 
     Raises:
         TypeError: If it is no Keras model, or x or y hold no arrays.
-        ValueError: If the model is not compiled, the targets are missing, x and y differ in
-            length, or a data set cannot be read.
+        ValueError: If the model is not built or not compiled, the targets are missing, x and y
+            differ in length, or a data set cannot be read.
     """
-    if not isinstance(model, keras.Model):
-        raise TypeError(f"Expected a Keras model. Received: {type(model).__name__}")
+    kernel_layers(model)  # raises unless it is a built Keras model
     if not model.compiled:
         raise ValueError(
             f"Model '{model.name}' is not compiled, so it has no loss and metrics to measure. "

@@ -409,6 +409,15 @@ def test_the_table_has_a_row_a_model_in_the_order_given(x, y):
 # ---- bad input
 
 
+@pytest.mark.parametrize(
+    "call", [kp.measure, kp.sparsity_sweep, kp.sensitivity_sweep, kp.taylor_scores]
+)
+def test_a_model_of_the_keras_before_3_is_told_its_package_and_a_way(call, x):
+    legacy = type("Sequential", (), {"__module__": "tf_keras.src.engine.sequential"})()
+    with pytest.raises(TypeError, match=r"tf_keras Sequential.*model.save\('model.h5'\)"):
+        call(legacy, x, np.zeros(len(x)))
+
+
 def test_models_that_are_none_are_refused_by_name(x):
     with pytest.raises(TypeError, match="'wrong' must be a Keras model or a SparseModel.*: int"):
         kp.compare({"right": network(), "wrong": 3}, x)
