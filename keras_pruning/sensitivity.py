@@ -19,6 +19,7 @@ from keras_pruning.sweep import (
     SPARSITIES,
     Weights,
     check_data,
+    check_method,
     evaluator,
     measured_sparsity,
     pruned_weights,
@@ -78,8 +79,8 @@ def sensitivity_sweep(
             or a method, sparsity, score or layer is unknown or out of range.
     """
     x, y = check_data(model, x, y)
-    known = prunable_layers(model, method)
-    names = known if layers is None else list(layer_names(model, layers))
+    check_method(method)
+    names = prunable_layers(model, method) if layers is None else list(layer_names(model, layers))
     model = without_lora(model)  # what it computes with is what is pruned
     shares = sorted({0.0, *(check_sparsity(share) for share in sparsities)})
 

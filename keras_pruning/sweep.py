@@ -47,6 +47,7 @@ __all__ = [
     "SPARSITIES",
     "Weights",
     "check_data",
+    "check_method",
     "check_methods",
     "evaluator",
     "measured_row",
@@ -192,6 +193,12 @@ def check_methods(methods: Iterable[str]) -> dict[str, None]:
     if unknown:
         raise ValueError(f"Unknown method {unknown}. Known: {list(METHODS)}, or pass functions.")
     return dict.fromkeys(names)
+
+
+def check_method(method: str) -> None:
+    """Raises a ValueError unless it is one of the two ways to prune."""
+    if method not in ("weights", "units"):
+        raise ValueError(f"method must be 'weights' or 'units'. Received: method={method!r}")
 
 
 @dataclass(frozen=True)

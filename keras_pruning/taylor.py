@@ -10,7 +10,7 @@ from keras import ops
 from keras_pruning.copies import copy_model, without_lora
 from keras_pruning.functional import all_layers, own_trainable_weights
 from keras_pruning.kernels import KernelLayer, kernel_layers
-from keras_pruning.sweep import check_data
+from keras_pruning.sweep import check_data, check_method
 
 __all__ = ["taylor_scores"]
 
@@ -56,8 +56,7 @@ def taylor_scores(
             or the method is unknown.
     """
     x, y = check_data(model, x, y)
-    if method not in ("weights", "units"):
-        raise ValueError(f"method must be 'weights' or 'units'. Received: method={method!r}")
+    check_method(method)
     model = without_lora(model)  # what it computes with is what is pruned
     gradients = _gradients(model, x, y, batch_size)
     entries = [

@@ -352,7 +352,7 @@ def test_bad_tables_and_drops_are_named(change, arguments, error, message):
 @pytest.mark.parametrize(
     "arguments, error, message",
     [
-        ({"method": "filters"}, ValueError, "method must be one of.*'filters'"),
+        ({"method": "filters"}, ValueError, "method must be 'weights' or 'units'.*'filters'"),
         ({"sparsities": [1.5]}, ValueError, "sparsity=1.5"),
         ({"layers": ["hidden_9"]}, ValueError, "no prunable layer.*hidden_9"),
         ({"layers": "hidden_1"}, TypeError, "layers must be a list of names"),
@@ -402,3 +402,26 @@ def test_a_table_without_layers_is_not_drawn():
         plot_sensitivity(table_of(a=[1, 1, 1, 1]).drop(columns="layer"))
     with pytest.raises(TypeError, match="must be a pandas DataFrame, received list"):
         plot_sensitivity([])
+
+
+def test_layers_that_are_named_are_measured_where_the_output_cannot_be_told():
+    class Noisy(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.hidden, self.head = kl.Dense(6, name="hidden"), kl.Dense(3, name="head")
+
+        def call(self, x):
+            return self.head(self.hidden(x) + keras.random.normal((1,), stddev=0.1))
+
+        def get_config(self):
+            return {}
+
+    model, (x, y) = Noisy(), data()
+    model(x)
+    model.compile("adam", "sparse_categorical_crossentropy")
+    with pytest.raises(ValueError, match="cannot be told.*layers="):
+        sensitivity_sweep(model, x, y, progress=False)
+    table = sensitivity_sweep(
+        model, x, y, layers=["hidden"], sparsities=[0.5], method="weights", progress=False
+    )
+    assert table["sparsity_measured"].tolist() == [0.0, 0.5]
