@@ -15,11 +15,11 @@ import numpy as np
 import pandas as pd
 
 from keras_pruning.masks import count_nonzero
-from keras_pruning.measure import compare, inference_file
+from keras_pruning.measuring import compare, inference_file
 from keras_pruning.prune import prune_units, prune_weights
-from keras_pruning.shrink import shrink
+from keras_pruning.shrinking import shrink
 from keras_pruning.store import write_whole
-from keras_pruning.summary import summary
+from keras_pruning.summaries import summary
 from keras_pruning.sweep import SPARSITIES, sparsity_sweep
 from keras_pruning.workers import local_processes, model_to_bytes
 

@@ -6,7 +6,9 @@ their place in the model. What `compile` was called with Keras keeps in the priv
 `_compile_config`: the loss and functions themselves, whether they can be serialised or not.
 """
 
+import contextlib
 import inspect
+import random
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -102,7 +104,11 @@ def compile_like(model: keras.Model, source: keras.Model, **changes: Any) -> Non
                 lambda m: _anew(m) if isinstance(m, keras.Metric) else m, arguments.get(name)
             )
     except _NOT_SERIALIZABLE as error:
-        raise _cannot_be_copied(source, error) from error
+        raise ValueError(
+            f"The optimizer or a metric of model '{source.name}' cannot be made anew for its "
+            "copy. Give its class, and that of a learning rate schedule, a get_config() that "
+            f"returns the arguments of __init__, or prune before compile(). Keras says: {error}"
+        ) from error
     model.compile(**arguments)
     if "optimizer" not in changes and source.optimizer.built:
         model.optimizer.build(model.trainable_variables)
@@ -162,7 +168,7 @@ def model_from_config(model: keras.Model, config: dict[str, Any]) -> keras.Model
     objects = _custom_objects(model)
     _refer_to_functions(model, config, objects)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _python_random_as_before():
             # Layers without a build() are built when the graph is made: by their call.
             warnings.filterwarnings("ignore", r"`build\(\)` was called on layer")
             # A Lambda layer's code is in this process already: nothing unsafe is loaded.
@@ -171,6 +177,16 @@ def model_from_config(model: keras.Model, config: dict[str, Any]) -> keras.Model
             )
     except _NOT_SERIALIZABLE as error:
         raise _cannot_be_copied(model, error) from error
+
+
+@contextlib.contextmanager
+def _python_random_as_before() -> Iterator[None]:
+    """Keras draws the seeds of initializers from Python's random numbers: a copy's do not count."""
+    state = random.getstate()
+    try:
+        yield
+    finally:
+        random.setstate(state)
 
 
 def copy_state(source: keras.Layer, target: keras.Layer) -> None:

@@ -412,18 +412,11 @@ def _layers_to_keep(model: keras.Model) -> list[KernelLayer]:
 
 def _unit_vectors(model: keras.Model, entry: KernelLayer) -> list[keras.Variable]:
     """What belongs to the units of a layer: bias, and scale and offset behind it."""
-    if not entry.has_units or _may_be_output(entry):
+    if not entry.has_units or entry.may_be_output:
         return []
     norms = batch_norms_after(model, entry.layer)
     vectors = [entry.bias, *(v for norm in norms for v in (norm.gamma, norm.beta))]
     return [v for v in vectors if v is not None and v.trainable]
-
-
-def _may_be_output(entry: KernelLayer) -> bool:
-    try:
-        return entry.is_output
-    except ValueError:  # it cannot be told
-        return True
 
 
 def _masks_to_keep(layers: list[HeldLayer], updated: Iterable[keras.Variable]) -> list[Kept]:

@@ -30,7 +30,7 @@ from keras_pruning.prune import (
     warn_of_emptied,
     weight_masks,
 )
-from keras_pruning.summary import pruned_share
+from keras_pruning.summaries import pruned_share
 
 __all__ = ["GradualPruning", "polynomial_sparsity"]
 

@@ -52,14 +52,13 @@ class _Follower:
     def __init__(self, layers: Sequence[keras.Layer]) -> None:
         self._layers = {id(layer): layer for layer in layers}
         self._feeds: Feeds = {place: set() for place in self._layers}
-        self._apart: set[int] = set()  # layers that are not heard of in a prediction
 
     def heads(self, model: keras.Model) -> Tags:
         heads: set[int] = set()
         for last in self._outputs_of(model):
             if not any(self._upstream(layer) & last for layer in last):
                 heads |= last
-        return frozenset(heads | self._apart)
+        return frozenset(heads)
 
     def _outputs_of(self, model: keras.Model) -> list[Tags]:
         function = functional_graph(model)
@@ -110,21 +109,15 @@ class _Follower:
         return self._heard(hearing, received)
 
     def _heard(self, hearing: Hearing, received: list[Tags]) -> list[Tags]:
-        """Puts what was heard in place of the layers and inputs that were disturbed."""
+        """Puts what was heard in place of the inputs and layers that were disturbed."""
         outputs: list[set[int]] = [set() for _ in range(hearing.count)]
-        sources: list[tuple[Tags, int | None, int]] = [
-            (tags, None, place) for place, tags in enumerate(received)
-        ]
-        sources += [(frozenset([layer]), layer, layer) for layer in hearing.by_layer]
-        for tags, layer, key in sources:
-            table = hearing.by_input if layer is None else hearing.by_layer
-            layers, places = table[key]
-            for hearer in layers:
+        by_source = [(tags, hearing.by_input[i]) for i, tags in enumerate(received)]
+        by_source += [(frozenset([layer]), heard) for layer, heard in hearing.by_layer.items()]
+        for tags, (hearers, places) in by_source:
+            for hearer in hearers:
                 self._feeds[hearer] |= tags
             for place in places:
                 outputs[place] |= tags
-            if layer is not None and not layers and not places:
-                self._apart.add(layer)
         return [frozenset(tags) for tags in outputs]
 
     def _inside(self, operation: Any) -> list[keras.Layer]:

@@ -14,7 +14,7 @@ from keras_pruning.functional import batch_norms_after
 from keras_pruning.kernels import kernel_layers
 from keras_pruning.masks import check_count, check_sparsity
 from keras_pruning.prune import prune_units, prune_weights
-from keras_pruning.summary import pruned_share
+from keras_pruning.summaries import pruned_share
 
 __all__ = ["prune_iteratively", "rewind"]
 

@@ -14,15 +14,23 @@ from keras import layers as kl
 from keras_pruning.functional import all_layers, is_of_keras, own_trainable_weights, sublayers
 from keras_pruning.heads import head_layers
 
-__all__ = ["KernelLayer", "kernel_layers", "lora_layers"]
+__all__ = ["KernelLayer", "kernel_layers"]
 
 _CONV_TRANSPOSE = (kl.Conv1DTranspose, kl.Conv2DTranspose, kl.Conv3DTranspose)
 _SEPARABLE = (kl.SeparableConv1D, kl.SeparableConv2D)
 _CONV = (kl.Conv1D, kl.Conv2D, kl.Conv3D, *_CONV_TRANSPOSE, *_SEPARABLE)
 _DEPTHWISE = (kl.DepthwiseConv1D, kl.DepthwiseConv2D)
 _WITH_UNITS = (kl.Dense, *_CONV)
-_WITH_KERNELS = (*_WITH_UNITS, *_DEPTHWISE, kl.RNN, kl.EinsumDense, kl.Embedding)
-_KERNEL_NAMES = {"embeddings", "kernel", "pointwise_kernel", "recurrent_kernel"}
+_CELLS = (kl.SimpleRNNCell, kl.LSTMCell, kl.GRUCell)  # in a loop of the user's own
+_WITH_KERNELS = (*_WITH_UNITS, *_DEPTHWISE, kl.RNN, *_CELLS, kl.EinsumDense, kl.Embedding)
+_KERNEL_NAMES = {
+    "embeddings",
+    "kernel",
+    "pointwise_kernel",
+    "recurrent_kernel",
+    "reverse_embeddings",
+}
+_NO_KERNEL_NAMES = ("bias", "alpha", "beta", "gamma")  # they shift or scale, at any rank
 
 
 @dataclass(frozen=True)
@@ -45,6 +53,14 @@ class KernelLayer:
             ValueError: If that cannot be told of the model.
         """
         return id(self.layer) in self._heads()
+
+    @property
+    def may_be_output(self) -> bool:
+        """Whether it is a head of the model, or that cannot be told."""
+        try:
+            return self.is_output
+        except ValueError:
+            return True
 
     @property
     def is_depthwise(self) -> bool:
@@ -97,10 +113,10 @@ def kernel_layers(model: keras.Model) -> list[KernelLayer]:
     """Returns the layers that hold kernels, nested ones too, each once, in model order.
 
     The kernels of Keras's Dense, EinsumDense, Embedding, convolutional and recurrent
-    layers, and of a layer from outside Keras each of its own trainable floating-point
-    weights with two axes or more that are longer than one and a name that does not end in
-    "bias". A layer that has no weights yet, since the model was built without it, is left
-    out.
+    layers, and of any other layer, one of the user's own say, each trainable
+    floating-point weight that it holds itself with two axes or more that are longer than
+    one, but for biases and scales (by their names: "bias", "alpha", "beta", "gamma"). A
+    layer that has no weights yet, since the model was built without it, is left out.
 
     Two layers of one name are called "block/dense#1" and "block/dense#2".
 
@@ -112,7 +128,7 @@ def kernel_layers(model: keras.Model) -> list[KernelLayer]:
     found = list(_walk(model))
     unbuilt = [name for name, layer, _ in found if not layer.built]
     found = [entry for entry in found if entry[1].built]
-    if not model.built or (unbuilt and not found):
+    if not found and not model.built or unbuilt and not (model.built and found):
         raise ValueError(
             f"Model '{model.name}' is not built, so it has no weights to prune"
             + (f" (layers {unbuilt})" if unbuilt else "")
@@ -124,11 +140,6 @@ def kernel_layers(model: keras.Model) -> list[KernelLayer]:
         KernelLayer(name, layer, kernels, heads)
         for name, (_, layer, kernels) in zip(_unique([f[0] for f in found]), found, strict=True)
     ]
-
-
-def lora_layers(model: keras.Model) -> list[str]:
-    """Returns the names of the layers that add LoRA weights to their kernel."""
-    return [e.name for e in kernel_layers(model) if getattr(e.layer, "lora_enabled", False)]
 
 
 def _check_is_model(model: object) -> None:
@@ -175,21 +186,16 @@ def _kernels(layer: keras.Layer) -> tuple[keras.Variable, ...]:
     known = isinstance(layer, _WITH_KERNELS)
     found = [v for v in layer.weights if v.name in _KERNEL_NAMES] if known else []
     # A recurrent layer holds the weights of its cells, which may be of the user's own.
-    own = all_layers(layer) if isinstance(layer, kl.RNN) else [layer]
-    found += [
-        v
-        for part in own
-        if not is_of_keras(part)
-        for v in own_trainable_weights(part)
-        if _is_matrix(v)
-    ]
+    for part in all_layers(layer) if isinstance(layer, kl.RNN) else [layer]:
+        if not (is_of_keras(part) and isinstance(part, _WITH_KERNELS)):
+            found += [v for v in own_trainable_weights(part) if _is_matrix(v)]
     return tuple({id(v): v for v in found}.values())
 
 
 def _is_matrix(variable: keras.Variable) -> bool:
     longer = sum(size > 1 for size in variable.shape)
     is_float = "float" in keras.backend.standardize_dtype(variable.dtype)
-    return longer >= 2 and is_float and not variable.name.endswith("bias")
+    return longer >= 2 and is_float and not variable.name.endswith(_NO_KERNEL_NAMES)
 
 
 def _unique(names: list[str]) -> list[str]:

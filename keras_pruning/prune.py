@@ -36,7 +36,6 @@ from keras_pruning.selection import (
     by_name,
     choose,
     default_names,
-    unit_groups,
 )
 
 __all__ = [
@@ -219,7 +218,7 @@ def prunable_layers(
     """
     if method not in ("weights", "units"):
         raise ValueError(f"method must be one of ['weights', 'units']. Received: method={method!r}")
-    return default_names(model, kernel_layers(model), units=method == "units")
+    return default_names(model, units=method == "units")
 
 
 def weight_masks(
@@ -254,16 +253,16 @@ def unit_masks(
     _check_scope(scope)
     check_score(score)
     chosen = choose(model, sparsity, layers, scope, units=True)
-    groups = unit_groups(model, [one.entry for one in chosen])
+    groups = [one.units for one in chosen if one.units is not None]  # of all of them or none
     rng = np.random.default_rng(seed)
     scores = [unit_scores(one.entry, score, order, rng, read) for one in chosen]
-    if layers is None and groups is not None:
+    if layers is None and groups:
         allowed = [known.can_go for known in groups]
     else:  # all units of layers that were named
         allowed = [np.ones(s.size, bool) for s in scores]
     ranked = [_by_layer_mean(s) for s in scores] if scope == "global" else scores
     limits, total = _unit_counts(allowed, [one.share for one in chosen], scope)
-    if coupled and groups is not None and _spans_layers(groups):
+    if coupled and groups and _spans_layers(groups):
         kept = _coupled_unit_masks(ranked, groups, allowed, limits, total, score == "magnitude")
     elif scope == "global":
         kept = _global_unit_masks(ranked, allowed, total, best_stays=chosen[0].share < 1)

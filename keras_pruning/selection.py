@@ -33,21 +33,22 @@ BoolArray = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
-class Chosen:
-    """A layer to prune: its place in `kernel_layers(model)`, and the share to prune."""
-
-    place: int
-    entry: KernelLayer
-    share: float
-
-
-@dataclass(frozen=True)
 class UnitGroups:
     """What is known of the units of a layer: which go together, and which can go at all."""
 
     groups: npt.NDArray[np.int64]  # (units,): units of one number can only go together
     can_go: BoolArray  # (units,)
     reason: str  # why those that cannot go stay
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A layer to prune: its place in `kernel_layers(model)`, and the share to prune."""
+
+    place: int
+    entry: KernelLayer
+    share: float
+    units: UnitGroups | None  # where units are pruned, of a model that shows a graph
 
 
 def choose(
@@ -72,6 +73,7 @@ def choose(
     """
     entries = kernel_layers(model)
     candidates = {e.name: place for place, e in enumerate(entries) if e.has_units or not units}
+    known = unit_groups(model, entries) if units else None
     if scope == "global" and isinstance(layers, Mapping):
         raise ValueError(
             "scope='global' ranks all layers together, so it takes one sparsity, not a dict. "
@@ -85,8 +87,12 @@ def choose(
         raise ValueError("Give a sparsity in [0, 1], or a dict of layer name to sparsity.")
     else:
         share = check_sparsity(sparsity)
-        named = default_names(model, entries, units=units) if layers is None else _listed(layers)
-        shares = dict.fromkeys(named, share)
+        if layers is not None:
+            shares = dict.fromkeys(_listed(layers), share)
+        elif units:
+            shares = dict.fromkeys(_default_for_units(model, entries, known), share)
+        else:
+            shares = dict.fromkeys(_default_for_weights(entries), share)
     wanted = {
         name: share
         for key, share in shares.items()
@@ -97,7 +103,7 @@ def choose(
     if units and layers is not None:
         _check_no_head(entries, candidates, wanted)
     return [
-        Chosen(place, entries[place], wanted[name])
+        Chosen(place, entries[place], wanted[name], known[name] if known is not None else None)
         for name, place in candidates.items()
         if name in wanted
     ]
@@ -131,44 +137,55 @@ def layer_names(model: keras.Model, layers: Layers) -> tuple[str, ...]:
     return tuple(one.entry.name for one in choose(model, 0.0, layers, "layer", units=False))
 
 
-def unit_groups(model: keras.Model, entries: list[KernelLayer]) -> list[UnitGroups] | None:
-    """Returns what is known of the units of each layer; `None` for a model without a graph.
+def default_names(model: keras.Model, *, units: bool) -> list[str]:
+    """Returns the names of the layers that are pruned unless the caller names others."""
+    entries = kernel_layers(model)
+    if units:
+        return _default_for_units(model, entries, unit_groups(model, entries))
+    return _default_for_weights(entries)
+
+
+def unit_groups(model: keras.Model, entries: list[KernelLayer]) -> dict[str, UnitGroups] | None:
+    """Returns what is known of the units of each layer, by its name.
 
     Args:
         model: A built Keras model.
-        entries: Layers of it that have units.
+        entries: Its layers with kernels.
+
+    Returns:
+        `None` for a model that shows no graph.
     """
     found = prunable_groups(model)
     if found is None:
         return None
     by_layer, reasons = found
-    known = []
+    known = {}
     free = max((int(groups.max(initial=0)) for groups in by_layer.values()), default=0) + 1
-    for entry in entries:
-        count = entry.unit_kernel.shape[entry.unit_axis]
+    for entry in (e for e in entries if e.has_units):
         if entry.layer not in by_layer:
-            ids = np.arange(free, free + count)  # each alone
+            count = entry.unit_kernel.shape[entry.unit_axis]
+            alone = np.arange(free, free + count)
             free += count
-            known.append(
-                UnitGroups(ids, np.zeros(count, bool), "it is inside a layer that shows no graph")
-            )
+            reason = "it is inside a layer that shows no graph"
+            known[entry.name] = UnitGroups(alone, np.zeros(count, bool), reason)
             continue
         groups = by_layer[entry.layer]
         why = dict.fromkeys(reasons[g] for g in groups.tolist() if g in reasons)
         can_go = np.array([g not in reasons for g in groups.tolist()], bool)
-        known.append(UnitGroups(groups, can_go, "; ".join(why)))
+        known[entry.name] = UnitGroups(groups, can_go, "; ".join(why))
     return known
 
 
-def default_names(model: keras.Model, entries: list[KernelLayer], *, units: bool) -> list[str]:
-    """Returns the names of the layers that are pruned unless the caller names others."""
-    if not units:
-        return [e.name for e in entries if not (e.is_depthwise or e.is_output)]
-    with_units = [e for e in entries if e.has_units]
-    known = unit_groups(model, with_units)
+def _default_for_weights(entries: list[KernelLayer]) -> list[str]:
+    return [e.name for e in entries if not (e.is_depthwise or e.is_output)]
+
+
+def _default_for_units(
+    model: keras.Model, entries: list[KernelLayer], known: Mapping[str, UnitGroups] | None
+) -> list[str]:
     if known is not None:
-        return [e.name for e, k in zip(with_units, known, strict=True) if k.can_go.any()]
-    names = [e.name for e in with_units if not e.is_output]
+        return [name for name, of_layer in known.items() if of_layer.can_go.any()]
+    names = [e.name for e in entries if e.has_units and not e.is_output]
     warnings.warn(
         f"Model '{model.name}' ({type(model).__name__}) shows no graph, so it is not known which "
         "units could be removed: all Dense and convolutional layers but its heads are pruned. "

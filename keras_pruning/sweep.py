@@ -29,9 +29,9 @@ from keras_pruning.prune import (
     weights_under_weight_masks,
 )
 from keras_pruning.scores import Read
-from keras_pruning.selection import Scope, layer_names
+from keras_pruning.selection import Scope, choose, layer_names
 from keras_pruning.sparse_chain import sparse_forward
-from keras_pruning.summary import pruned_share
+from keras_pruning.summaries import pruned_share
 from keras_pruning.tasks import Job, Results, run_jobs
 from keras_pruning.threads import count_cores, one_blas_thread
 from keras_pruning.workers import (
@@ -141,6 +141,8 @@ def sparsity_sweep(
     names = None if layers is None else layer_names(model, layers)
     model = without_lora(model)  # what it computes with is what is pruned
     functions = methods if isinstance(methods, Mapping) else check_methods(methods)
+    if names and any(m in METHODS and m.endswith("units") for m in functions):
+        choose(model, 0.0, names, scope, units=True)  # raises where a layer has no units
     asked = [check_sparsity(sparsity) for sparsity in sparsities]
     points = [
         _Point(method, sparsity, None if method in _WITHOUT_CHANCE else seed + repeat, repeat)

@@ -9,7 +9,7 @@ from test_shrink import RANDOM_MODELS, RandomModel
 from keras_pruning.channel_walk import prunable_groups
 from keras_pruning.functional import batch_norms_after
 from keras_pruning.kernels import kernel_layers
-from keras_pruning.shrink import shrink
+from keras_pruning.shrinking import shrink
 
 
 def numpy(tensor):

@@ -25,7 +25,7 @@ from keras_pruning.store import decode_result
 from keras_pruning.tasks import _THIS_PROCESS, _Conditions, _run
 from keras_pruning.workers import model_from_bytes, model_to_bytes
 
-study = importlib.import_module("keras_pruning.experiment")  # kp.experiment is the function
+study = importlib.import_module("keras_pruning.experiments")  # kp.experiment is the function
 
 STUDY = {
     "data": {"blobs": "tiny_study:blobs"},
@@ -190,7 +190,7 @@ def test_functions_travel_to_workers_by_name(swept, processes):
 
 @pytest.mark.slow
 def test_workers_compute_with_the_threads_asked_for(processes):
-    from keras_pruning.measure import _backend_threads
+    from keras_pruning.measuring import _backend_threads
 
     if keras.backend.backend() == "jax":
         pytest.skip("JAX does not tell its number of threads")

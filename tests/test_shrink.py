@@ -10,7 +10,7 @@ from keras import layers as kl
 import keras_pruning as kp
 from keras_pruning.kernels import kernel_layers
 from keras_pruning.prune import apply_unit_masks, unit_masks
-from keras_pruning.shrink import shrink
+from keras_pruning.shrinking import shrink
 
 BACKEND = keras.backend.backend()
 # TensorFlow has no convolution with the channels first on a CPU.

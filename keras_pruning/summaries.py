@@ -38,7 +38,7 @@ def summary(model: keras.Model) -> pd.DataFrame:
     """
     model = without_lora(model)
     entries = kernel_layers(model)
-    groups = _groups_by_name(model, entries)
+    groups = unit_groups(model, entries)
     rows = [_row(entry, groups) for entry in entries]
     return pd.DataFrame(rows, columns=_COLUMNS).astype({"units": "Int64", "zero_units": "Int64"})
 
@@ -59,23 +59,17 @@ def pruned_share(
     """
     named = list(layers) if isinstance(layers, Mapping) else layers
     chosen = choose(model, 0.0, named, "layer", units=method == "units")
+    flags = []
     if method == "units":
-        flags = [one.entry.alive_units(read(one.entry.unit_kernel)) for one in chosen]
-        groups = unit_groups(model, [one.entry for one in chosen])
-        if layers is None and groups is not None:
-            flags = [alive[k.can_go] for alive, k in zip(flags, groups, strict=True)]
+        for one in chosen:
+            alive = one.entry.alive_units(read(one.entry.unit_kernel))
+            if layers is None and one.units is not None:
+                alive = alive[one.units.can_go]
+            flags.append(alive)
     else:
         flags = [read(kernel) for one in chosen for kernel in one.entry.kernels]
     total = sum(array.size for array in flags)
     return (total - sum(map(count_nonzero, flags))) / total
-
-
-def _groups_by_name(model: keras.Model, entries: list[KernelLayer]) -> dict[str, UnitGroups] | None:
-    with_units = [entry for entry in entries if entry.has_units]
-    found = unit_groups(model, with_units)
-    if found is None:
-        return None
-    return {entry.name: known for entry, known in zip(with_units, found, strict=True)}
 
 
 def _row(entry: KernelLayer, groups: dict[str, UnitGroups] | None) -> dict[str, Any]:
