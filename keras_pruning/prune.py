@@ -254,6 +254,13 @@ def unit_masks(
     check_score(score)
     chosen = choose(model, sparsity, layers, scope, units=True)
     groups = [one.units for one in chosen if one.units is not None]  # of all of them or none
+    if layers is None and not groups:
+        warnings.warn(
+            f"Model '{model.name}' ({type(model).__name__}) shows no graph, so it is not known "
+            "which units could be removed: all Dense and convolutional layers but its heads are "
+            "pruned. Name others by `layers=`.",
+            stacklevel=3,
+        )
     rng = np.random.default_rng(seed)
     scores = [unit_scores(one.entry, score, order, rng, read) for one in chosen]
     if layers is None and groups:

@@ -1,6 +1,5 @@
 """Which layers are pruned, and how much: by default, or as the caller names them."""
 
-import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -57,7 +56,7 @@ def choose(
     """Returns the layers to prune, in model order.
 
     By default all but heads and depthwise kernels; for units those of which a unit could be
-    removed, or all but heads, with a warning, in a model that shows no graph.
+    removed, or all but heads in a model that shows no graph.
 
     Args:
         model: A built Keras model.
@@ -90,7 +89,7 @@ def choose(
         if layers is not None:
             shares = dict.fromkeys(_listed(layers), share)
         elif units:
-            shares = dict.fromkeys(_default_for_units(model, entries, known), share)
+            shares = dict.fromkeys(_default_for_units(entries, known), share)
         else:
             shares = dict.fromkeys(_default_for_weights(entries), share)
     wanted = {
@@ -141,7 +140,7 @@ def default_names(model: keras.Model, *, units: bool) -> list[str]:
     """Returns the names of the layers that are pruned unless the caller names others."""
     entries = kernel_layers(model)
     if units:
-        return _default_for_units(model, entries, unit_groups(model, entries))
+        return _default_for_units(entries, unit_groups(model, entries))
     return _default_for_weights(entries)
 
 
@@ -181,18 +180,11 @@ def _default_for_weights(entries: list[KernelLayer]) -> list[str]:
 
 
 def _default_for_units(
-    model: keras.Model, entries: list[KernelLayer], known: Mapping[str, UnitGroups] | None
+    entries: list[KernelLayer], known: Mapping[str, UnitGroups] | None
 ) -> list[str]:
-    if known is not None:
-        return [name for name, of_layer in known.items() if of_layer.can_go.any()]
-    names = [e.name for e in entries if e.has_units and not e.is_output]
-    warnings.warn(
-        f"Model '{model.name}' ({type(model).__name__}) shows no graph, so it is not known which "
-        "units could be removed: all Dense and convolutional layers but its heads are pruned. "
-        "Name others by `layers=`.",
-        stacklevel=5,
-    )
-    return names
+    if known is None:
+        return [e.name for e in entries if e.has_units and not e.is_output]
+    return [name for name, of_layer in known.items() if of_layer.can_go.any()]
 
 
 def _listed(layers: Any) -> list[LayerOrName]:

@@ -1,5 +1,6 @@
 """What is found in a Keras model, and that a copy is a copy."""
 
+import random
 import warnings
 
 import keras
@@ -175,6 +176,70 @@ def test_a_network_whose_units_are_all_dead_has_the_same_heads(value):
     model(np.ones((2, 3), "float32"))
     model.body.kernel.assign(np.full((3, 4), value, "float32"))
     assert outputs(model) == ["head"]
+
+
+class Skipping(keras.Model):
+    """Its hidden layer counts for nothing yet: a scale of zero is behind it."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.first = kl.Dense(4, name="first")
+        self.branch = kl.Dense(4, name="branch")
+        self.scale = kl.BatchNormalization(gamma_initializer="zeros")
+        self.last = kl.Dense(2, name="last")
+
+    def call(self, inputs):
+        x = self.first(inputs)
+        return self.last(x + self.scale(self.branch(x)))
+
+
+def test_a_layer_that_counts_for_nothing_yet_is_no_output():
+    model = Skipping()
+    model(np.ones((2, 3), "float32"))
+    assert outputs(model) == ["last"]
+
+
+class Decoder(keras.Model):
+    """A loop of the user's own around a cell, and no `call` of which Keras would know."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.cell = kl.LSTMCell(4, name="cell")
+        self.read = kl.Dense(3, name="read")
+
+    def call(self, inputs):
+        state = [keras.ops.zeros((inputs.shape[0], 4))] * 2
+        for step in range(inputs.shape[1]):
+            output, state = self.cell(inputs[:, step], state)
+        return self.read(output)
+
+
+def test_a_recurrent_cell_without_its_layer_has_its_kernels():
+    model = Decoder()
+    model(np.ones((2, 3, 5), "float32"))
+    assert names(model) == ["cell", "read"]
+    assert [tuple(k.shape) for k in kernel_layers(model)[0].kernels] == [(5, 16), (4, 16)]
+    assert outputs(model) == ["read"]
+
+
+class Pair(keras.Model):
+    """Two built models and no call, as a GAN has them."""
+
+    def __init__(self, first, second, **kwargs):
+        super().__init__(**kwargs)
+        self.first, self.second = first, second
+
+
+def test_a_model_without_a_call_has_the_kernels_of_its_built_parts():
+    parts = [keras.Sequential([keras.Input((3,)), kl.Dense(2, name="d")], name=n) for n in "ab"]
+    assert names(Pair(*parts)) == ["a/d", "b/d"]
+
+
+def test_a_copy_does_not_move_pythons_random_numbers():
+    model = keras.Sequential([keras.Input((3,)), kl.Dense(2)])
+    state = random.getstate()
+    copy_model(model)
+    assert random.getstate() == state
 
 
 # BatchNormalization
