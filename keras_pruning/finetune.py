@@ -412,7 +412,7 @@ def _layers_to_keep(model: keras.Model) -> list[KernelLayer]:
 
 def _unit_vectors(model: keras.Model, entry: KernelLayer) -> list[keras.Variable]:
     """What belongs to the units of a layer: bias, and scale and offset behind it."""
-    if not entry.has_units or entry.may_be_output:
+    if not entry.has_units or entry.output_if_known is not False:
         return []
     norms = batch_norms_after(model, entry.layer)
     vectors = [entry.bias, *(v for norm in norms for v in (norm.gamma, norm.beta))]

@@ -43,7 +43,8 @@ class KernelLayer:
     name: str  # unique, with the names of the layers around it: "encoder/dense_1"
     layer: keras.Layer
     kernels: tuple[keras.Variable, ...]
-    _heads: Callable[[], frozenset[int]] = field(repr=False, compare=False)
+    # The ids of the heads, or why they cannot be told; looked for when first asked for.
+    _heads: Callable[[], frozenset[int] | str] = field(repr=False, compare=False)
 
     @property
     def is_output(self) -> bool:
@@ -52,15 +53,16 @@ class KernelLayer:
         Raises:
             ValueError: If that cannot be told of the model.
         """
-        return id(self.layer) in self._heads()
+        heads = self._heads()
+        if isinstance(heads, str):
+            raise ValueError(heads)
+        return id(self.layer) in heads
 
     @property
-    def may_be_output(self) -> bool:
-        """Whether it is a head of the model, or that cannot be told."""
-        try:
-            return self.is_output
-        except ValueError:
-            return True
+    def output_if_known(self) -> bool | None:
+        """Whether it is a head of the model; `None` where that cannot be told."""
+        heads = self._heads()
+        return None if isinstance(heads, str) else id(self.layer) in heads
 
     @property
     def is_depthwise(self) -> bool:
@@ -135,7 +137,14 @@ def kernel_layers(model: keras.Model) -> list[KernelLayer]:
             + ". Give it an Input layer, call model.build(input_shape), or call it on a batch."
         )
     layers = [layer for _, layer, _ in found]
-    heads = functools.cache(lambda: head_layers(model, layers))
+
+    @functools.cache  # also that they cannot be told, for which a model is run several times
+    def heads() -> frozenset[int] | str:
+        try:
+            return head_layers(model, layers)
+        except ValueError as error:
+            return str(error)
+
     return [
         KernelLayer(name, layer, kernels, heads)
         for name, (_, layer, kernels) in zip(_unique([f[0] for f in found]), found, strict=True)

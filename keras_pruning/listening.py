@@ -51,8 +51,8 @@ def listen(operation: keras.Layer, layers: Sequence[keras.Layer], example: Examp
     stage = _Stage(_innermost(layers))
     places = [i for i, leaf in enumerate(keras.tree.flatten(example)) if _is_array(leaf)]
     try:
-        with stage.set_up(), _states_kept(operation):
-            run = _runner(operation, stage)
+        with stage.set_up(), _states_kept(operation) as restore:
+            run = _runner(operation, stage, restore)
             run(example)  # what each layer sends is noted
             still = run(example)
             if _changes(still, run(example)) != (frozenset(), frozenset()):
@@ -189,14 +189,12 @@ class _Stage:
 
 
 def _runner(
-    operation: keras.Layer, stage: _Stage
+    operation: keras.Layer, stage: _Stage, restore: Callable[[], None]
 ) -> Callable[[Example], tuple[dict[int, Arrays], Arrays]]:
-    states = _states(operation)
     parameters = list(inspect.signature(operation.call).parameters)
 
     def run(example: Example) -> tuple[dict[int, Arrays], Arrays]:
-        for variable, values in states:
-            variable.assign(values)
+        restore()
         stage.begin()
         args, kwargs = keras.tree.map_structure(
             lambda leaf: keras.ops.convert_to_tensor(leaf) if _is_array(leaf) else leaf, example
@@ -210,13 +208,18 @@ def _runner(
 
 
 @contextlib.contextmanager
-def _states_kept(operation: keras.Layer) -> Iterator[None]:
+def _states_kept(operation: keras.Layer) -> Iterator[Callable[[], None]]:
+    """Gives a function that sets back what calls have changed, and calls it at the end."""
     states = _states(operation)
-    try:
-        yield
-    finally:
+
+    def restore() -> None:
         for variable, values in states:
             variable.assign(values)
+
+    try:
+        yield restore
+    finally:
+        restore()
 
 
 def _states(operation: keras.Layer) -> list[tuple[keras.Variable, npt.NDArray[Any]]]:

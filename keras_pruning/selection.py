@@ -235,11 +235,7 @@ def _check_no_head(
     entries: list[KernelLayer], candidates: Mapping[str, int], wanted: Mapping[str, float]
 ) -> None:
     for name in wanted:
-        try:
-            is_output = entries[candidates[name]].is_output
-        except ValueError:  # it cannot be told: the caller knows better
-            return
-        if is_output:
+        if entries[candidates[name]].output_if_known:  # if it cannot be told, the caller knows
             raise ValueError(
                 f"Layer {name!r} is the model's output: its units are its answers and cannot be "
                 "pruned. Leave it out of `layers=`, or prune its weights with prune_weights."

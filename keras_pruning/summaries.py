@@ -82,7 +82,7 @@ def _row(entry: KernelLayer, groups: dict[str, UnitGroups] | None) -> dict[str, 
     if entry.has_units:
         alive = entry.alive_units(arrays[0])
         units, zero_units = alive.size, alive.size - int(np.count_nonzero(alive))
-    is_output = _is_output(entry)
+    is_output = entry.output_if_known
     return {
         "layer": entry.name,
         "type": type(entry.layer).__name__,
@@ -109,10 +109,3 @@ def _spared(
     if known is None or known.can_go.all():
         return ""
     return f"{'some ' if known.can_go.any() else ''}units: {known.reason}"
-
-
-def _is_output(entry: KernelLayer) -> bool | None:
-    try:
-        return entry.is_output
-    except ValueError:
-        return None
