@@ -79,7 +79,7 @@ os.environ.setdefault("TF_ONEDNN_USE_SYSTEM_ALLOCATOR", "1")
 with _native_stderr_muted(), _as_if_missing("sklearn"):
     import keras
 
-import keras_pruning.explore as _panel
+import keras_pruning.plots.panel as _panel
 from keras_pruning import (
     GradualPruning,
     KeepZeros,
@@ -485,7 +485,7 @@ def explore(network: keras.Model, data: Dataset, *, sparsity: float = 0.9) -> ip
     """Returns a panel with sliders that prune the network and show what that does.
 
     It shows accuracy on the first test images, size, masks, and the answer on one image before
-    and after pruning; see `keras_pruning.explore.explore`. The network is not changed.
+    and after pruning; see `keras_pruning.plots.panel.explore`. The network is not changed.
 
     Args:
         network: Model that gives one logit or probability a class.
@@ -496,8 +496,8 @@ def explore(network: keras.Model, data: Dataset, *, sparsity: float = 0.9) -> ip
         An ipywidgets box; as the last line of a cell it is shown.
 
     Raises:
-        TypeError: As `keras_pruning.explore.explore`.
-        ValueError: As `keras_pruning.explore.explore`; also if the images do not fit.
+        TypeError: As `keras_pruning.plots.panel.explore`.
+        ValueError: As `keras_pruning.plots.panel.explore`; also if the images do not fit.
     """
     _check_data(data)
     _check_image_shape(network, data)

@@ -17,7 +17,7 @@ sys.path.insert(0, str(ROOT))
 import pandas as pd  # noqa: E402
 
 import pruning_utils as pu  # noqa: E402
-from keras_pruning.sweep import METHODS  # noqa: E402
+from keras_pruning.studies.sweep import METHODS  # noqa: E402
 
 
 def sweep(name: str) -> tuple[str, pd.DataFrame]:

@@ -23,7 +23,7 @@ import pandas as pd  # noqa: E402
 
 import keras_pruning as kp  # noqa: E402
 import pruning_utils as pu  # noqa: E402
-from keras_pruning.sweep import METHODS  # noqa: E402
+from keras_pruning.studies.sweep import METHODS  # noqa: E402
 
 SEEDS = range(5)
 FINE_TUNED = (0.8, 0.9, 0.95, 0.99)  # sparsities; each costs one epoch of training

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import keras_pruning.masks as masks  # noqa: E402
+import keras_pruning.pruning.masks as masks  # noqa: E402
 
 SHAPE = (2500, 4000)
 SPARSITY = 0.9

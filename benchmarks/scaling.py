@@ -39,8 +39,8 @@ import pandas as pd  # noqa: E402
 
 import keras_pruning as kp  # noqa: E402
 import pruning_utils as pu  # noqa: E402
-from keras_pruning.tasks import Job, Results, run_jobs  # noqa: E402
-from keras_pruning.workers import find_function  # noqa: E402
+from keras_pruning.studies.tasks import Job, Results, run_jobs  # noqa: E402
+from keras_pruning.studies.workers import find_function  # noqa: E402
 
 TRAININGS = 8
 IMAGES = 20_000  # of MNIST; a training of three epochs takes about 15 seconds

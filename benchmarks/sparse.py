@@ -40,8 +40,8 @@ from sgemm import sgemm_gflops  # noqa: E402
 
 import keras_pruning as kp  # noqa: E402
 import pruning_utils as pu  # noqa: E402
-from keras_pruning.dense_chain import DenseStep, read_dense_chain  # noqa: E402
-from keras_pruning.sparse import SparseModel  # noqa: E402
+from keras_pruning.inference.dense_chain import DenseStep, read_dense_chain  # noqa: E402
+from keras_pruning.inference.sparse_model import SparseModel  # noqa: E402
 
 SPARSITIES = (0, 0.5, 0.7, 0.75, 0.8, 0.9, 0.95, 0.99)
 SIZE_SPARSITIES = (0, 0.5, 0.8, 0.9, 0.95, 0.99)

@@ -26,8 +26,8 @@ from sgemm import sgemm_gflops  # noqa: E402
 
 import keras_pruning as kp  # noqa: E402
 import pruning_utils as pu  # noqa: E402
-from keras_pruning.dense_chain import compact, read_dense_chain  # noqa: E402
-from keras_pruning.sweep import SPARSITIES  # noqa: E402
+from keras_pruning.inference.dense_chain import compact, read_dense_chain  # noqa: E402
+from keras_pruning.studies.sweep import SPARSITIES  # noqa: E402
 
 METHODS = {
     "weights": (kp.weight_mask, kp.prune_weights),

@@ -27,7 +27,7 @@ import numpy as np  # noqa: E402
 
 import keras_pruning as kp  # noqa: E402
 import pruning_utils as pu  # noqa: E402
-from keras_pruning.threads import count_cores, one_blas_thread  # noqa: E402
+from keras_pruning.inference.threads import count_cores, one_blas_thread  # noqa: E402
 
 SPARSITY = 0.9
 BATCHES = (10_000, 1)

@@ -4,10 +4,9 @@ Keras, which takes seconds to import, is left until a command is to run: see `co
 """
 
 import argparse
-import contextlib
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 __all__ = ["main"]
@@ -50,8 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's notes, also of workers
     try:
-        with _native_stderr_muted():  # which the variable does not keep back as it is imported
-            from keras_pruning import commands
+        from keras_pruning import commands
 
         getattr(commands, arguments.command)(arguments)
     except KeyboardInterrupt as stop:
@@ -64,20 +62,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _complain(_NO_BACKEND.format(missing), error, 2)
         return _complain(f"failed: {type(error).__name__}: {error}", error, 1)
     return 0
-
-
-@contextlib.contextmanager
-def _native_stderr_muted() -> Iterator[None]:
-    """Drops what is written to file descriptor 2, as C++ code does."""
-    sys.stderr.flush()
-    kept = os.dup(2)
-    try:
-        with open(os.devnull, "wb") as sink:
-            os.dup2(sink.fileno(), 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
 
 
 def _complain(message: str, error: BaseException, code: int) -> int:

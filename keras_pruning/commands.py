@@ -14,14 +14,16 @@ import keras
 import numpy as np
 import pandas as pd
 
-from keras_pruning.masks import count_nonzero
+from keras_pruning.channels import shrink
 from keras_pruning.measuring import compare, inference_file
-from keras_pruning.prune import prune_units, prune_weights
-from keras_pruning.shrinking import shrink
-from keras_pruning.store import write_whole
-from keras_pruning.summaries import summary
-from keras_pruning.sweep import SPARSITIES, sparsity_sweep
-from keras_pruning.workers import local_processes, model_to_bytes
+from keras_pruning.pruning import count_nonzero, prune_units, prune_weights, summary
+from keras_pruning.studies import (
+    SPARSITIES,
+    local_processes,
+    model_to_bytes,
+    sparsity_sweep,
+    write_whole,
+)
 
 __all__ = ["measure_models", "prune_model", "summarise_model", "sweep_model"]
 

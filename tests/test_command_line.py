@@ -16,7 +16,7 @@ import tiny_study
 import keras_pruning as kp
 from keras_pruning import commands
 from keras_pruning.__main__ import _METHODS, main
-from keras_pruning.sweep import METHODS
+from keras_pruning.studies.sweep import METHODS
 
 
 @pytest.fixture(scope="module")
@@ -286,7 +286,7 @@ def test_a_failure_of_the_work_is_exit_code_1(files, capsys, monkeypatch):
 
 
 def test_ctrl_c_is_exit_code_130_and_tells_how_far_it_came(files, capsys, monkeypatch):
-    sweep = sys.modules["keras_pruning.sweep"]
+    sweep = sys.modules["keras_pruning.studies.sweep"]
     begun, measured_row = itertools.count(1), sweep.measured_row
 
     def stop_at_the_third(*arguments):
@@ -362,12 +362,12 @@ def test_the_package_loads_its_names_when_they_are_used(root):
         "import sys\n"
         "import keras_pruning as kp\n"
         "assert set(kp.__all__) <= set(dir(kp)) and 'keras' not in sys.modules\n"
-        "from keras_pruning.measuring import compare\n"  # a module of the name of a function
+        "from keras_pruning.measuring import compare\n"
         "assert kp.compare is compare and callable(kp.measure) and 'keras' in sys.modules\n"
         "from keras_pruning import *\n"
         "assert prune_weights is kp.prune_weights\n"
-        "assert shrink.__module__ == 'keras_pruning.shrinking'\n"
-        "import keras_pruning.experiments\n"
+        "assert shrink.__module__ == 'keras_pruning.channels.shrinking'\n"
+        "import keras_pruning.studies.experiments\n"
         "assert callable(kp.experiment) and all(hasattr(kp, name) for name in kp.__all__)\n"
         "try:\n"
         "    kp.prune_wieghts\n"

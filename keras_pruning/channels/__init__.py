@@ -1,0 +1,12 @@
+"""Where the channels of each layer go in a model, and how those of pruned units are cut out.
+
+`walk` follows a model through the `rules` of its layers and fills the `graph`; `shrinking` cuts.
+"""
+
+from keras_pruning.channels.shrinking import shrink
+from keras_pruning.channels.walk import prunable_groups
+
+__all__ = [
+    "prunable_groups",
+    "shrink",
+]

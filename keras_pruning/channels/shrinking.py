@@ -1,0 +1,258 @@
+"""Pruned units really removed: a smaller, plain Keras model with the same outputs.
+
+Zeros in a kernel cost as much as other numbers. A unit that is zero can be cut out, with
+the weights that read it, and then the model is smaller on disk and faster anywhere.
+"""
+
+from typing import Any, Literal, overload
+
+import keras
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from keras_pruning.channels.graph import BoolArray, ChannelGraph
+from keras_pruning.channels.walk import trace_channels
+from keras_pruning.models import (
+    all_layers,
+    compile_like,
+    copy_state,
+    functional_graph,
+    kernel_layers,
+    model_config,
+    model_from_config,
+    own_weights,
+)
+
+__all__ = ["shrink"]
+
+
+@overload
+def shrink(model: keras.Model, *, report: Literal[False] = False) -> keras.Model: ...
+@overload
+def shrink(model: keras.Model, *, report: Literal[True]) -> tuple[keras.Model, pd.DataFrame]: ...
+def shrink(
+    model: keras.Model, *, report: bool = False
+) -> keras.Model | tuple[keras.Model, pd.DataFrame]:
+    """Returns a smaller model without the units that say nothing, and with the same outputs.
+
+    A unit is removed, with everything that belongs to it in the layers behind it, if
+    what it sends on is the same number for every input, as zero is where `prune_units`
+    has been, and the layers that read it can take that number into their bias; or if
+    all weights that read it are zero. Units whose outputs are added, multiplied or
+    otherwise combined are removed together or not at all. A layer with other units
+    keeps at least one. The outputs are those of `model` up to rounding, at inference:
+    training goes on from there, but BatchNormalization no longer sees what is gone.
+
+    Followed are Dense, convolutional, pooling, merging and reshaping layers,
+    BatchNormalization, elementwise activations, dropout, arithmetic such as `x + y`,
+    shared layers and nested models. What is not (recurrent layers, attention,
+    LayerNormalization, custom layers) keeps its units and those that it reads.
+
+    A functional model whose class has a configuration of its own, as those of Keras Hub,
+    comes back as the plain `keras.Model` of its layers if a unit goes, since that
+    configuration cannot say the new sizes; nested ones do as well. What the class adds,
+    as a `train_step`, stays behind.
+
+    Args:
+        model: A built Sequential or functional Keras model; it is not changed.
+        report: Whether to return a table as well.
+
+    Returns:
+        A model of the same kind but for the above, with the same layer names and compile
+        state; its optimizer starts afresh. With `report=True` also a DataFrame with a row
+        for each layer with units: `layer`, `before`, `after` (units), and `reason`: which
+        layer or operation keeps units that are zero, and why.
+
+    Raises:
+        TypeError: If `model` is not a Keras model.
+        ValueError: If the model is not built, is subclassed, has NaN in its weights, a
+            layer of zeros alone, or is one that Keras cannot save and load.
+
+    Example:
+    >>> dense = keras.layers.Dense
+    >>> model = keras.Sequential([keras.Input((8,)), dense(10, name="hidden"), dense(3)])
+    >>> _ = model.get_layer("hidden").kernel.assign(np.eye(8, 10))
+    >>> shrink(model).get_layer("hidden").units
+    8
+    """
+    graph = _traced(model)
+    groups = graph.groups()
+    reasons = graph.reasons(groups)
+    _keep_one_each(graph, groups, reasons)
+    stays = np.isin(np.arange(groups.max(initial=-1) + 1), list(reasons))
+    removed = ~stays[groups]
+    if removed.any():
+        config = _config(model)
+        _edit(config, model, graph, removed)
+    else:
+        config = model_config(model)
+    shrunken = model_from_config(model, config)
+    _fill(model, shrunken, graph, removed)
+    compile_like(shrunken, model)
+    return (shrunken, _report(model, graph, groups, reasons)) if report else shrunken
+
+
+def _traced(model: keras.Model) -> ChannelGraph:
+    kernel_layers(model)  # checks that it is a built model
+    for layer in all_layers(model):
+        _check_weights(layer)
+    graph = trace_channels(model)
+    if graph is None:
+        raise ValueError(
+            f"Model '{model.name}' ({type(model).__name__}) is subclassed: it shows no graph to "
+            "follow its units through. If its call() is made of Keras layers and operations, make "
+            "it functional first: inputs = keras.Input(shape); "
+            "model = keras.Model(inputs, model.call(inputs))."
+        )
+    return graph
+
+
+def _check_weights(layer: keras.Layer) -> None:
+    for variable in own_weights(layer):
+        values = keras.ops.convert_to_numpy(variable)
+        if values.dtype.kind not in "iub" and np.isnan(values.astype(np.float32, copy=False)).any():
+            raise ValueError(
+                f"The {variable.name} of layer '{layer.name}' holds NaN, so nothing behind it is "
+                "the same. Train the model again or load it anew."
+            )
+
+
+def _keep_one_each(graph: ChannelGraph, groups: npt.NDArray[Any], reasons: dict[int, str]) -> None:
+    """Keeps the first unit of a layer that would lose all; adds it to the reasons."""
+    for layer, ids in graph.units.items():
+        if any(group in reasons for group in groups[ids].tolist()):
+            continue
+        kernel = getattr(layer, "kernel", None)
+        kernel = layer.pointwise_kernel if kernel is None else kernel
+        if not np.any(keras.ops.convert_to_numpy(kernel)):
+            raise ValueError(
+                f"Layer '{layer.name}' has no unit left: all its {len(ids)} units are zero, and a "
+                "layer without units cannot be built. Prune it to a sparsity below 1, or leave "
+                "it out of `layers=`."
+            )
+        reasons[int(groups[ids[0]])] = f"'{layer.name}' keeps one unit"
+
+
+def _config(model: keras.Layer) -> dict[str, Any]:
+    """The configuration of a functional model, layer by layer, whatever its class tells."""
+    config = model_config(model)
+    function = functional_graph(model)
+    if _tells_layers(config) or function is None:
+        return config
+    plain = model_config(keras.Model(function.input, function.output, name=model.name))
+    plain["config"]["trainable"] = model.trainable
+    return plain
+
+
+def _edit(
+    config: dict[str, Any], model: keras.Layer, graph: ChannelGraph, removed: BoolArray
+) -> None:
+    """Puts the new sizes into the configuration of a model, nested ones included."""
+    config.pop("build_config", None)  # it holds the old shapes
+    entries = config["config"]["layers"]
+    layers = {layer.name: layer for layer in _layers(model)}
+    for place, entry in enumerate(entries):
+        entry.pop("build_config", None)
+        name = entry.get("name") or entry["config"].get("name")
+        # A Sequential names its layers in their own configurations alone, where one may lack it.
+        layer = layers.get(name) if name else _layers(model)[place]
+        if layer is not None and functional_graph(layer) is not None and layer not in graph.refused:
+            if not _tells_layers(entry):
+                entry |= _config(layer)
+            _edit(entry, layer, graph, removed)
+        for key, ids in graph.sizes.get(layer, {}).items():
+            _set_size(entry["config"], key, int(np.count_nonzero(~removed[ids])))
+        if _needs_bias(layer, graph, removed):
+            entry["config"]["use_bias"] = True
+    if "build_input_shape" in config["config"]:
+        config["config"]["build_input_shape"] = entries[0]["config"]["batch_shape"]
+
+
+def _tells_layers(config: dict[str, Any]) -> bool:
+    """Whether the configuration of a model holds those of its layers."""
+    layers = config["config"].get("layers")  # a class may call its widths so
+    return isinstance(layers, list) and all(isinstance(x, dict) for x in layers)
+
+
+def _layers(model: keras.Layer) -> list[keras.Layer]:
+    """The layers of a model, a Sequential's InputLayer among them."""
+    function = functional_graph(model)
+    return function.layers if function is not None else []
+
+
+def _set_size(config: dict[str, Any], key: Any, size: int) -> None:
+    if isinstance(key, str):
+        config[key] = size
+        return
+    name, index = key
+    shape = list(config[name])
+    if index is not None and shape[index] != -1:
+        shape[index] = size
+    config[name] = tuple(shape)
+
+
+def _needs_bias(layer: keras.Layer | None, graph: ChannelGraph, removed: BoolArray) -> bool:
+    """Whether removed inputs add a constant to a layer that has no bias to hold it."""
+    return layer in graph.folds and bool(graph.folds[layer].addition(removed).any())
+
+
+def _fill(
+    model: keras.Layer, shrunken: keras.Layer, graph: ChannelGraph, removed: BoolArray
+) -> None:
+    """Copies what is left of the weights."""
+    targets = _layers(shrunken)
+    by_name = {target.name: target for target in targets}
+    for layer, target in zip(_layers(model), targets, strict=True):
+        # A custom layer may have lost its name, never its place.
+        target = by_name.get(layer.name, target)
+        if layer in graph.cuts and layer not in graph.refused:
+            _fill_layer(layer, target, graph, removed)
+        elif functional_graph(layer) is not None and layer not in graph.refused:
+            _fill(layer, target, graph, removed)
+        else:
+            copy_state(layer, target)
+
+
+def _fill_layer(
+    layer: keras.Layer, target: keras.Layer, graph: ChannelGraph, removed: BoolArray
+) -> None:
+    values = {v.name: np.array(keras.ops.convert_to_numpy(v)) for v in layer.weights}
+    if _needs_bias(layer, graph, removed):
+        units = len(graph.units[layer])
+        dtype = next(iter(values.values())).dtype
+        bias = values.get("bias", np.zeros(units)) + graph.folds[layer].addition(removed)
+        values["bias"] = bias.astype(dtype)
+        graph.cut(layer, "bias", 0, graph.units[layer])
+    for (name, axis), ids in graph.cuts[layer].items():
+        values[name] = np.compress(~removed[ids], values[name], axis=axis)
+    for variable in target.weights:
+        variable.assign(values[variable.name])
+
+
+def _report(
+    model: keras.Model, graph: ChannelGraph, groups: npt.NDArray[Any], reasons: dict[int, str]
+) -> pd.DataFrame:
+    rows = []
+    for entry in kernel_layers(model):
+        if not entry.has_units:
+            continue
+        alive = entry.alive_units()
+        row = {"layer": entry.name, "before": alive.size, "after": alive.size}
+        if entry.layer in graph.units:
+            its_groups = groups[graph.units[entry.layer]].tolist()
+            row["after"] = sum(group in reasons for group in its_groups)
+            zero = [g for g, is_alive in zip(its_groups, alive, strict=True) if not is_alive]
+            why = dict.fromkeys(reasons[group] for group in zero if group in reasons)
+        else:
+            why = {} if alive.all() else {_why_not_followed(graph, entry.layer): None}
+        rows.append(row | {"reason": "; ".join(why)})
+    return pd.DataFrame(rows, columns=["layer", "before", "after", "reason"])
+
+
+def _why_not_followed(graph: ChannelGraph, layer: keras.Layer) -> str:
+    """Returns the reason of the layer itself or of the one that holds it."""
+    for refused, reason in graph.refused.items():
+        if isinstance(refused, keras.Layer) and layer in all_layers(refused):
+            return reason
+    return f"'{layer.name}' is not called in the model's graph"

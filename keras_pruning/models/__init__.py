@@ -1,0 +1,51 @@
+"""What a Keras model is made of: its layers, their kernels, its outputs, and copies of it.
+
+The floor of the house: Keras is known here, pruning is not.
+"""
+
+from keras_pruning.models.arrays import as_arrays, check_data, count_examples
+from keras_pruning.models.copies import (
+    compile_for_inference,
+    compile_like,
+    copy_for_inference,
+    copy_model,
+    copy_state,
+    loss_head,
+    model_config,
+    model_from_config,
+    without_lora,
+)
+from keras_pruning.models.functional import (
+    all_layers,
+    batch_norms_after,
+    functional_graph,
+    linear_chain,
+    nodes_in_order,
+    own_trainable_weights,
+    own_weights,
+)
+from keras_pruning.models.kernels import KernelLayer, kernel_layers
+
+__all__ = [
+    "KernelLayer",
+    "all_layers",
+    "as_arrays",
+    "batch_norms_after",
+    "check_data",
+    "compile_for_inference",
+    "compile_like",
+    "copy_for_inference",
+    "copy_model",
+    "copy_state",
+    "count_examples",
+    "functional_graph",
+    "kernel_layers",
+    "linear_chain",
+    "loss_head",
+    "model_config",
+    "model_from_config",
+    "nodes_in_order",
+    "own_trainable_weights",
+    "own_weights",
+    "without_lora",
+]

@@ -1,0 +1,223 @@
+"""The kernels of a Keras model: which layers hold them, and what people call those."""
+
+import collections
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import keras
+import numpy as np
+import numpy.typing as npt
+from keras import layers as kl
+
+from keras_pruning.models.functional import (
+    all_layers,
+    is_of_keras,
+    own_trainable_weights,
+    sublayers,
+)
+from keras_pruning.models.heads import head_layers
+
+__all__ = ["KernelLayer", "kernel_layers"]
+
+_CONV_TRANSPOSE = (kl.Conv1DTranspose, kl.Conv2DTranspose, kl.Conv3DTranspose)
+_SEPARABLE = (kl.SeparableConv1D, kl.SeparableConv2D)
+_CONV = (kl.Conv1D, kl.Conv2D, kl.Conv3D, *_CONV_TRANSPOSE, *_SEPARABLE)
+_DEPTHWISE = (kl.DepthwiseConv1D, kl.DepthwiseConv2D)
+_WITH_UNITS = (kl.Dense, *_CONV)
+_CELLS = (kl.SimpleRNNCell, kl.LSTMCell, kl.GRUCell)  # in a loop of the user's own
+_WITH_KERNELS = (*_WITH_UNITS, *_DEPTHWISE, kl.RNN, *_CELLS, kl.EinsumDense, kl.Embedding)
+_KERNEL_NAMES = {
+    "embeddings",
+    "kernel",
+    "pointwise_kernel",
+    "recurrent_kernel",
+    "reverse_embeddings",
+}
+_NO_KERNEL_NAMES = ("bias", "alpha", "beta", "gamma")  # they shift or scale, at any rank
+
+
+@dataclass(frozen=True)
+class KernelLayer:
+    """A layer that holds kernels: its name in the model, its kernels, its part in it.
+
+    A separable convolution has two of them: its depthwise kernel is one of its own.
+    """
+
+    name: str  # unique, with the names of the layers around it: "encoder/dense_1"
+    layer: keras.Layer
+    kernels: tuple[keras.Variable, ...]
+    # The ids of the heads, or why they cannot be told; looked for when first asked for.
+    _heads: Callable[[], frozenset[int] | str] = field(repr=False, compare=False)
+
+    @property
+    def is_output(self) -> bool:
+        """Whether it is a head of the model: what it sends are the model's answers.
+
+        Raises:
+            ValueError: If that cannot be told of the model.
+        """
+        heads = self._heads()
+        if isinstance(heads, str):
+            raise ValueError(heads)
+        return id(self.layer) in heads
+
+    @property
+    def output_if_known(self) -> bool | None:
+        """Whether it is a head of the model; `None` where that cannot be told."""
+        heads = self._heads()
+        return None if isinstance(heads, str) else id(self.layer) in heads
+
+    @property
+    def is_depthwise(self) -> bool:
+        """Whether its one kernel filters each channel apart: few weights that carry much."""
+        kernel = self.kernels[0]
+        return isinstance(self.layer, _DEPTHWISE) or (
+            isinstance(self.layer, _SEPARABLE) and kernel is self.layer.depthwise_kernel
+        )
+
+    @property
+    def has_units(self) -> bool:
+        """Whether whole units of it can be pruned: Dense and convolutions."""
+        return isinstance(self.layer, _WITH_UNITS) and not self.is_depthwise
+
+    @property
+    def unit_kernel(self) -> keras.Variable:
+        """The kernel whose slices are the units; of a separable convolution, the pointwise."""
+        return self.kernels[0]
+
+    @property
+    def unit_axis(self) -> int:
+        """The axis of `unit_kernel` that counts the units."""
+        return -2 if isinstance(self.layer, _CONV_TRANSPOSE) else -1
+
+    def values(self, kernel: keras.Variable) -> npt.NDArray[Any]:
+        """A kernel's weights; int4 packs two into a number, which the layer unpacks."""
+        if getattr(self.layer, "quantization_mode", None) == "int4":
+            name = "embeddings" if kernel.name == "embeddings" else "kernel"
+            return keras.ops.convert_to_numpy(getattr(self.layer, name))
+        return keras.ops.convert_to_numpy(kernel)
+
+    def alive_units(self, kernel: npt.NDArray[Any] | None = None) -> npt.NDArray[np.bool_]:
+        """Which units have a weight that is not zero, shape `(units,)`.
+
+        Args:
+            kernel: Values to look at instead of those of `unit_kernel`.
+        """
+        if kernel is None:
+            kernel = keras.ops.convert_to_numpy(self.unit_kernel)
+        columns = np.moveaxis(kernel, self.unit_axis, -1)
+        return (columns != 0).any(axis=tuple(range(columns.ndim - 1)))
+
+    @property
+    def bias(self) -> keras.Variable | None:
+        """The bias, shape `(units,)`, or `None`."""
+        return next((v for v in self.layer.weights if v.name == "bias"), None)
+
+
+def kernel_layers(model: keras.Model) -> list[KernelLayer]:
+    """Returns the layers that hold kernels, nested ones too, each once, in model order.
+
+    The kernels of Keras's Dense, EinsumDense, Embedding, convolutional and recurrent
+    layers, and of any other layer, one of the user's own say, each trainable
+    floating-point weight that it holds itself with two axes or more that are longer than
+    one, but for biases and scales (by their names: "bias", "alpha", "beta", "gamma"). A
+    layer that has no weights yet, since the model was built without it, is left out.
+
+    Two layers of one name are called "block/dense#1" and "block/dense#2".
+
+    Raises:
+        TypeError: If `model` is not a Keras model.
+        ValueError: If the model is not built: it has no weights yet.
+    """
+    _check_is_model(model)
+    found = list(_walk(model))
+    unbuilt = [name for name, layer, _ in found if not layer.built]
+    found = [entry for entry in found if entry[1].built]
+    if not found and not model.built or unbuilt and not (model.built and found):
+        raise ValueError(
+            f"Model '{model.name}' is not built, so it has no weights to prune"
+            + (f" (layers {unbuilt})" if unbuilt else "")
+            + ". Give it an Input layer, call model.build(input_shape), or call it on a batch."
+        )
+    layers = [layer for _, layer, _ in found]
+
+    @functools.cache  # also that they cannot be told, for which a model is run several times
+    def heads() -> frozenset[int] | str:
+        try:
+            return head_layers(model, layers)
+        except ValueError as error:
+            return str(error)
+
+    return [
+        KernelLayer(name, layer, kernels, heads)
+        for name, (_, layer, kernels) in zip(_unique([f[0] for f in found]), found, strict=True)
+    ]
+
+
+def _check_is_model(model: object) -> None:
+    if isinstance(model, keras.Model):
+        return
+    package = type(model).__module__.split(".")[0]
+    kind = type(model).__name__
+    if package.startswith("tf_keras"):
+        raise TypeError(
+            f"Received a model of tf_keras (Keras 2), a {kind}, which cannot be pruned here. Build "
+            "the same layers with keras (Keras 3) and give them its weights: "
+            "new.set_weights(old.get_weights())."
+        )
+    raise TypeError(f"Expected a Keras model. Received: {kind}")
+
+
+def _walk(model: keras.Model) -> Iterator[tuple[str, keras.Layer, tuple[keras.Variable, ...]]]:
+    """Yields (name, layer, kernels) of each layer that holds kernels or is not built yet."""
+    seen: set[int] = set()
+
+    def visit(
+        layer: keras.Layer, prefix: str, name: str
+    ) -> Iterator[tuple[str, keras.Layer, tuple[keras.Variable, ...]]]:
+        of_keras = isinstance(layer, _WITH_KERNELS)
+        kernels = _kernels(layer)
+        if isinstance(layer, _SEPARABLE) and kernels:
+            yield f"{name}/depthwise_kernel", layer, (layer.depthwise_kernel,)
+        if kernels or (of_keras and not layer.built):
+            yield name, layer, kernels
+        if of_keras:
+            return
+        for child in sublayers(layer):
+            if id(child) not in seen:
+                seen.add(id(child))
+                yield from visit(child, f"{prefix}{child.name}/", prefix + child.name)
+
+    return visit(model, "", model.name)
+
+
+def _kernels(layer: keras.Layer) -> tuple[keras.Variable, ...]:
+    """The kernels of a layer, without those of the layers inside it; that of its units first."""
+    if not layer.built:
+        return ()
+    known = isinstance(layer, _WITH_KERNELS)
+    found = [v for v in layer.weights if v.name in _KERNEL_NAMES] if known else []
+    # A recurrent layer holds the weights of its cells, which may be of the user's own.
+    for part in all_layers(layer) if isinstance(layer, kl.RNN) else [layer]:
+        if not (is_of_keras(part) and isinstance(part, _WITH_KERNELS)):
+            found += [v for v in own_trainable_weights(part) if _is_matrix(v)]
+    return tuple({id(v): v for v in found}.values())
+
+
+def _is_matrix(variable: keras.Variable) -> bool:
+    longer = sum(size > 1 for size in variable.shape)
+    is_float = "float" in keras.backend.standardize_dtype(variable.dtype)
+    return longer >= 2 and is_float and not variable.name.endswith(_NO_KERNEL_NAMES)
+
+
+def _unique(names: list[str]) -> list[str]:
+    """The names, numbered where several layers share one: "dense#1", "dense#2"."""
+    counts = collections.Counter(names)
+    seen: collections.Counter[str] = collections.Counter()
+    numbered = []
+    for name in names:
+        seen[name] += 1
+        numbered.append(f"{name}#{seen[name]}" if counts[name] > 1 else name)
+    return numbered
