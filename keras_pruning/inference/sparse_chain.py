@@ -468,7 +468,7 @@ def _contiguous(step: DenseStep) -> DenseStep:
 def _aligned(size: int) -> FloatArray:
     """Returns an array of floats that starts at a cache line; NumPy's start anywhere."""
     room = np.empty(4 * size + 64, np.uint8)
-    start = -room.ctypes.data % 64
+    start = -room.__array_interface__["data"][0] % 64
     return room[start : start + 4 * size].view(np.float32)
 
 

@@ -14,7 +14,7 @@ import pytest
 from keras import layers as kl
 
 import keras_pruning as kp
-from keras_pruning import sparse_chain
+from keras_pruning.inference import sparse_chain
 from keras_pruning.inference.dense_chain import DenseStep, read_dense_chain
 from keras_pruning.inference.sparse_chain import SparseChain, sparse_forward
 from keras_pruning.inference.sparse_model import SparseModel
@@ -350,7 +350,7 @@ def test_the_kernels_work_where_nothing_can_be_cached(tmp_path):
 def test_the_kernels_work_on_a_processor_without_wide_vectors(tmp_path):
     code = """if True:
         import keras, numpy as np, keras_pruning as kp
-        from keras_pruning import sparse_chain
+        from keras_pruning.inference import sparse_chain
         keras.utils.set_random_seed(0)
         hidden = [keras.layers.Dense(n, activation="relu") for n in (70, 130)]
         model = keras.Sequential([keras.Input((50,)), *hidden, keras.layers.Dense(3)])

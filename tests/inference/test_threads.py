@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from threadpoolctl import ThreadpoolController
 
-from keras_pruning import SparseModel, sparse_chain
+from keras_pruning import SparseModel
+from keras_pruning.inference import sparse_chain
 from keras_pruning.inference.threads import check_threads, count_cores, in_threads, one_blas_thread
 
 needs_affinity = pytest.mark.skipif(

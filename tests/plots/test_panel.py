@@ -14,7 +14,7 @@ from PIL import Image
 
 import keras_pruning as kp
 import pruning_utils as pu
-from keras_pruning import explore as panel_module
+from keras_pruning.plots import panel as panel_module
 from keras_pruning.plots.panel import explore
 
 

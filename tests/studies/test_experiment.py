@@ -20,7 +20,7 @@ import tiny_study
 
 import keras_pruning as kp
 import keras_pruning.studies.experiments as study
-from keras_pruning import tasks
+from keras_pruning.studies import tasks
 from keras_pruning.studies.store import decode_result
 from keras_pruning.studies.tasks import _THIS_PROCESS, _Conditions, _run
 from keras_pruning.studies.workers import model_from_bytes, model_to_bytes

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 import keras_pruning as kp
-from keras_pruning import store
+from keras_pruning.studies import store
 
 TASK = {"data": "blobs", "seed": 0, "sparsity": 0.5, "layers": None}
 TABLE = pd.DataFrame(

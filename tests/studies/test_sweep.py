@@ -11,7 +11,7 @@ import pytest
 from keras import layers as kl
 
 import keras_pruning as kp
-from keras_pruning import sweep
+from keras_pruning.studies import sweep
 from keras_pruning.studies.sweep import SPARSITIES
 
 
