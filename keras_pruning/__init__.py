@@ -1,7 +1,6 @@
 """Prune Keras 3 models: by weight magnitude or by unit norm, for real."""
 
 import importlib
-import importlib.metadata
 import importlib.util
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +43,7 @@ if TYPE_CHECKING:
         rewind,
     )
 
+__version__ = "0.1.0"
 __all__ = [
     "GradualPruning",
     "KeepZeros",
@@ -89,8 +89,6 @@ if not any(map(importlib.util.find_spec, _BACKENDS)):
 
 def __getattr__(name: str) -> Any:
     """Loads a public name when it is first used, and Keras with it."""
-    if name == "__version__":
-        return importlib.metadata.version("keras-pruning")
     if name in __all__:
         for room in _ROOMS:
             module = importlib.import_module(f"{__name__}.{room}")

@@ -218,7 +218,7 @@ def _dask_client(address: str) -> Any:
     try:
         from distributed import Client
     except ImportError as error:
-        raise ValueError("--scheduler needs Dask: pip install distributed") from error
+        raise ValueError('--scheduler needs Dask: pip install "keras-pruning[cluster]"') from error
     try:
         return Client(address, timeout=_CONNECT_SECONDS)
     except (OSError, ValueError) as error:

@@ -1,5 +1,6 @@
 """Set-up that every test shares."""
 
+import importlib.util
 import os
 from pathlib import Path
 
@@ -13,6 +14,12 @@ os.environ["MPLBACKEND"] = "Agg"
 # there alone.
 if os.environ.get("KERAS_BACKEND", "tensorflow") != "tensorflow":
     collect_ignore = ["tutorial", "plots", "measuring/test_export.py"]
+
+
+def pytest_configure(config):
+    if importlib.util.find_spec("numba") is None:  # then each SparseModel says so
+        config.addinivalue_line("filterwarnings", "ignore:numba is not installed")
+
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -5,6 +5,7 @@ import io
 import json
 import math
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy.typing as npt
 from keras import activations
 
 from keras_pruning.inference.dense_chain import DenseStep, read_dense_chain
-from keras_pruning.inference.sparse_chain import SparseChain
+from keras_pruning.inference.sparse_chain import SparseChain, has_compiled_loops
 from keras_pruning.models import kernel_layers, loss_head
 
 __all__ = ["SparseModel"]
@@ -50,8 +51,7 @@ class SparseModel:
     """
 
     def __init__(self, model: keras.Model, *, n_threads: int | None = None) -> None:
-        steps = _read_steps(model)
-        self._chain = SparseChain(steps, n_threads)
+        self._chain = _chain(_read_steps(model), n_threads)
         self._input_shape = tuple(model.input_shape[1:])
         self._head = loss_head(model)
 
@@ -162,7 +162,7 @@ class SparseModel:
                 f"Save the model anew. ({type(error).__name__}: {error})"
             ) from error
         model = cls.__new__(cls)
-        model._chain = SparseChain(steps, n_threads)
+        model._chain = _chain(steps, n_threads)
         model._input_shape = input_shape
         model._head = None
         return model
@@ -180,6 +180,16 @@ class SparseModel:
                 f"that the model takes. Received: {x.shape}"
             )
         return x.reshape(len(x), math.prod(self._input_shape))
+
+
+def _chain(steps: list[DenseStep], n_threads: int | None) -> SparseChain:
+    if not has_compiled_loops():
+        warnings.warn(
+            "numba is not installed, so SciPy skips the zeros, which takes longer: "
+            'pip install "keras-pruning[sparse]"',
+            stacklevel=3,
+        )
+    return SparseChain(steps, n_threads)
 
 
 def _serialise(input_shape: tuple[int, ...], steps: list[DenseStep]) -> bytes:

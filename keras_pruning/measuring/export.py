@@ -226,7 +226,7 @@ def _interpreter_class() -> Callable[..., Any]:
         interpreter = importlib.import_module("tensorflow").lite.Interpreter
     except (ImportError, AttributeError) as error:
         raise ImportError(
-            "There is no LiteRT interpreter. Install one: python -m pip install ai-edge-litert"
+            'There is no LiteRT interpreter. Install one: pip install "keras-pruning[litert]"'
         ) from error
 
     def quietly(**options: Any) -> Any:

@@ -13,6 +13,11 @@ One method has one colour, marker and dash in every figure. The colours are thos
 and the hollow marker of the method that it controls.
 """
 
+try:
+    import matplotlib  # noqa: F401  # asked for here, so that one sentence says what is missing
+except ImportError as error:
+    raise ImportError('Figures need matplotlib: pip install "keras-pruning[plots]"') from error
+
 from keras_pruning.plots.arrays import (
     plot_images,
     plot_masks,

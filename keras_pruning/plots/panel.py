@@ -86,12 +86,17 @@ def explore(
         An ipywidgets box; as the last line of a cell it is shown.
 
     Raises:
+        ImportError: If ipywidgets is not installed.
         TypeError: If `model` is not a Keras model, or the labels are not integers.
         ValueError: If the model is not built or has nothing to prune, x and y differ in
             length, or a label or the names do not fit the classes.
     """
-    import ipywidgets as widgets
-
+    try:
+        import ipywidgets as widgets
+    except ImportError as error:
+        raise ImportError(
+            'The panel needs ipywidgets: pip install "keras-pruning[panel]"'
+        ) from error
     names = _check(model, x, y, class_names)
     share = check_sparsity(sparsity)
     if share > _HIGHEST_SPARSITY:

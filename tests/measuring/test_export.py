@@ -283,7 +283,7 @@ def test_another_file_is_refused_by_name(tmp_path):
 def test_without_an_interpreter_the_error_names_the_package(exported, monkeypatch):
     for name in ("ai_edge_litert", "ai_edge_litert.interpreter", "tensorflow"):
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(ImportError, match="pip install ai-edge-litert"):
+    with pytest.raises(ImportError, match=r'pip install "keras-pruning\[litert\]"'):
         kp.litert_predict(exported, np.zeros((1, 9, 10), np.uint8))
 
 

@@ -353,7 +353,7 @@ def run_until_killed(folder):
 )
 def test_twenty_kills_cost_no_finished_point(tmp_path):
     script = (
-        f"import sys; sys.path[:0] = {[str(Path(__file__).parent), os.getcwd()]}; "
+        f"import sys; sys.path[:0] = {[str(Path(tiny_study.__file__).parent), os.getcwd()]}; "
         "import test_experiment; from pathlib import Path; "
         "test_experiment.kill_again_and_again(Path(sys.argv[1]))"
     )
