@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -80,18 +81,39 @@ __all__ = [
 _ROOMS = ("models", "channels", "pruning", "training", "inference", "measuring", "studies")
 _BACKENDS = ("tensorflow", "jax", "torch")
 
-if not any(map(importlib.util.find_spec, _BACKENDS)):
+_installed = [name for name in _BACKENDS if importlib.util.find_spec(name)]
+if not _installed:
     raise ImportError(
         "Keras has no backend here: install one of tensorflow, jax and torch, "
         "and name it in the environment variable KERAS_BACKEND."
     )
 
 
+def import_with_keras(module: str) -> ModuleType:
+    """Returns a module of the package, which imports Keras.
+
+    Raises:
+        ImportError: If Keras is set to a backend that is not installed.
+    """
+    try:
+        return importlib.import_module(f"{__name__}.{module}")
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").split(".")[0]
+        if missing not in _BACKENDS:
+            raise
+        raise ImportError(
+            f"Keras is set to compute with {missing}, which is not installed here. Install it, "
+            f"or set the environment variable KERAS_BACKEND to {' or '.join(_installed)} before "
+            "Keras is imported.",
+            name=missing,
+        ) from error
+
+
 def __getattr__(name: str) -> Any:
     """Loads a public name when it is first used, and Keras with it."""
     if name in __all__:
         for room in _ROOMS:
-            module = importlib.import_module(f"{__name__}.{room}")
+            module = import_with_keras(room)
             if name in module.__all__:
                 return getattr(module, name)
     raise AttributeError(f"module '{__name__}' has no attribute '{name}'")

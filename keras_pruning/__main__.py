@@ -9,6 +9,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from keras_pruning import import_with_keras
+
 __all__ = ["main"]
 
 _PROGRAM = "python -m keras_pruning"
@@ -30,11 +32,6 @@ _DATA_HELP = (
 _LAYERS_HELP = "names, as summary prints them; default: all that it does not print as spared"
 _STORE_HELP = "folder that keeps each finished point: a sweep that was stopped goes on from there"
 _METHODS = ("weights", "units", "random_weights", "random_units")
-_BACKENDS = ("tensorflow", "jax", "torch")
-_NO_BACKEND = (
-    "error: Keras computes with TensorFlow, JAX or PyTorch, and '{0}' is not installed: run "
-    "python -m pip install {0}, or choose one that is by KERAS_BACKEND=tensorflow, jax or torch."
-)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,17 +46,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's notes, also of workers
     try:
-        from keras_pruning import commands
-
+        commands = import_with_keras("commands")
         getattr(commands, arguments.command)(arguments)
     except KeyboardInterrupt as stop:
         return _complain("stopped.", stop, 130)
-    except (TypeError, ValueError) as error:
+    except (ImportError, TypeError, ValueError) as error:
         return _complain(f"error: {error}", error, 2)
     except Exception as error:  # of a worker, of the disk: whatever it is, it ends the work
-        missing = error.name if isinstance(error, ImportError) else None
-        if missing in _BACKENDS:
-            return _complain(_NO_BACKEND.format(missing), error, 2)
         return _complain(f"failed: {type(error).__name__}: {error}", error, 1)
     return 0
 

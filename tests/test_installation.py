@@ -1,5 +1,6 @@
 """What an installation needs, and what is said where a part of it is missing."""
 
+import importlib.util
 import os
 import re
 import subprocess
@@ -7,6 +8,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+import keras
 import pytest
 
 import keras_pruning as kp
@@ -33,6 +35,16 @@ def test_without_any_backend_one_sentence_names_the_three():
     assert ran.returncode == 1
     assert last_line(ran).startswith("ImportError: Keras has no backend here")
     assert all(name in last_line(ran) for name in ("tensorflow", "jax", "torch", "KERAS_BACKEND"))
+
+
+@pytest.mark.parametrize("backend", ["tensorflow", "jax", "torch"])
+def test_where_kerass_backend_is_missing_the_ones_that_are_there_are_named(backend):
+    if importlib.util.find_spec(backend):
+        pytest.skip(f"{backend} is installed")
+    code = f"import os; os.environ['KERAS_BACKEND'] = '{backend}'; import keras_pruning as kp; "
+    told = last_line(in_python(code + "kp.prune_weights"))
+    assert told.startswith(f"ImportError: Keras is set to compute with {backend}, which is not")
+    assert f"KERAS_BACKEND to {keras.backend.backend()}" in told
 
 
 MODEL = """
