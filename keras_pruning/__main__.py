@@ -1,4 +1,4 @@
-"""The command line, for work without a notebook: `python -m keras_pruning --help`.
+"""The command line, for work without a notebook: `keras-pruning --help`.
 
 Keras, which takes seconds to import, is left until a command is to run: see `commands`.
 """
