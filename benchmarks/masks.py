@@ -1,11 +1,16 @@
-"""Time and memory of masking a kernel, beside PyTorch's and tfmot's pruning.
+"""Time and memory of masking a kernel, beside NumPy's, PyTorch's and tfmot's selection.
 
     python benchmarks/masks.py
 
-Prunes 90 % of a kernel of 10 million float32 weights. All sides take turns in one run;
-medians of the repeats. torch and tensorflow-model-optimization are compared where they
-are installed (tfmot with tf_keras and TF_USE_LEGACY_KERAS=1); of tfmot the mask update
-itself runs, since its wrapper refuses Keras 3.
+Prunes 90 % of 10 million weights of several kinds. All sides take turns in one run; medians
+of the repeats. "radix selection" is what `weight_mask` did before it took `np.partition`.
+torch and tensorflow-model-optimization are compared where they are installed (tfmot with
+tf_keras and TF_USE_LEGACY_KERAS=1); of tfmot the mask update itself runs, since its wrapper
+refuses Keras 3. A machine with AVX2 alone is imitated, as far as NumPy goes, by
+
+    NPY_DISABLE_CPU_FEATURES="X86_V4 AVX512_ICL AVX512_SPR" python benchmarks/masks.py
+
+(before NumPy 2.4: "AVX512F AVX512CD AVX512_SKX AVX512_CLX AVX512_CNL AVX512_ICL AVX512_SPR").
 """
 
 import importlib.util
@@ -13,28 +18,74 @@ import statistics
 import sys
 import time
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import keras_pruning.pruning.masks as masks  # noqa: E402
+import keras_pruning as kp  # noqa: E402
 
 SHAPE = (2500, 4000)
 SPARSITY = 0.9
 REPEATS = 7
+BLOCK = 2**17  # entries that radix_selection looks at together
+
+Side = Callable[[], object]
 
 
-def contenders(kernel: np.ndarray) -> dict[str, Callable[[], object]]:
-    pruned = kernel * masks.weight_mask(kernel, SPARSITY)
-    sides: dict[str, Callable[[], object]] = {
-        "weight_mask": lambda: masks.weight_mask(kernel, SPARSITY),
-        "weight_mask, 90 % of the kernel zero already": lambda: masks.weight_mask(pruned, 0.95),
+def kernels() -> Iterator[tuple[str, np.ndarray, float]]:
+    """Yields what the weights are, the kernel, and the sparsity to prune it to."""
+    rng = np.random.default_rng(0)
+    normal = rng.standard_normal(SHAPE).astype(np.float32)
+    mostly_equal = np.where(rng.random(SHAPE) < SPARSITY, np.float32(1), normal)
+    yield "normal, float32", normal, SPARSITY
+    yield "90 % zero already, to 95 %", normal * kp.weight_mask(normal, 0.9), 0.95
+    yield "half zero already, to 70 %", normal * kp.weight_mask(normal, 0.5), 0.7
+    yield "90 % equal but not zero", mostly_equal, SPARSITY
+    yield "normal, float16", normal.astype(np.float16), SPARSITY
+    yield "normal, float64", normal.astype(np.float64), SPARSITY
+
+
+def numpy_selection(kernel: np.ndarray, sparsity: float) -> np.ndarray:
+    return np.partition(np.abs(kernel).reshape(-1), round(sparsity * kernel.size))
+
+
+def radix_selection(kernel: np.ndarray, sparsity: float) -> np.ndarray:
+    """Returns the mask of `weight_mask`, by one pass over the kernel per 16 bits of a float."""
+    if np.isnan(kernel).any():
+        raise ValueError("NaN has no rank.")
+    width = 8 * kernel.itemsize
+    bits = kernel.reshape(-1).view(f"u{kernel.itemsize}")
+    without_sign = bits.dtype.type(2 ** (width - 1) - 1)
+    threshold, ties_to_drop = 0, round(sparsity * kernel.size)
+    for shift in range(width - 16, -1, -16):
+        counts = np.zeros(2**16, np.int64)
+        for start in range(0, bits.size, BLOCK):
+            keys = bits[start : start + BLOCK] & without_sign
+            if shift < width - 16:
+                keys = keys[keys >> (shift + 16) == threshold]
+            counts += np.bincount((keys >> shift).astype(np.uint16), minlength=counts.size)
+        ends = counts.cumsum()
+        digit = int(np.searchsorted(ends, ties_to_drop, side="right"))
+        ties_to_drop -= int(ends[digit] - counts[digit])
+        threshold = threshold << 16 | digit
+    mask = np.empty(bits.size, bool)
+    for start in range(0, bits.size, BLOCK):
+        keys = bits[start : start + BLOCK] & without_sign
+        kept = np.greater_equal(keys, threshold, out=mask[start : start + BLOCK])
+        if ties_to_drop:
+            ties = np.flatnonzero(keys == threshold)[:ties_to_drop]
+            kept[ties] = False
+            ties_to_drop -= ties.size
+    return mask.reshape(kernel.shape)
+
+
+def other_libraries(kernel: np.ndarray) -> dict[str, Side]:
+    sides: dict[str, Side] = {
+        "weight_mask": lambda: kp.weight_mask(kernel, SPARSITY),
         "one pass of np.abs": lambda: np.abs(kernel),
-        "np.abs and np.partition": lambda: np.partition(
-            np.abs(kernel).reshape(-1), round(SPARSITY * kernel.size)
-        ),
         "np.abs and np.argsort": lambda: np.argsort(np.abs(kernel).reshape(-1)),
     }
     if importlib.util.find_spec("torch"):
@@ -44,7 +95,7 @@ def contenders(kernel: np.ndarray) -> dict[str, Callable[[], object]]:
     return sides
 
 
-def torch_side(kernel: np.ndarray) -> Callable[[], object]:
+def torch_side(kernel: np.ndarray) -> Side:
     import torch
     from torch.nn.utils import prune
 
@@ -58,7 +109,7 @@ def torch_side(kernel: np.ndarray) -> Callable[[], object]:
     return run
 
 
-def tfmot_side(kernel: np.ndarray) -> Callable[[], object]:
+def tfmot_side(kernel: np.ndarray) -> Side:
     import tensorflow as tf
     from tensorflow_model_optimization.python.core.sparsity.keras import (
         pruning_impl,
@@ -77,7 +128,8 @@ def tfmot_side(kernel: np.ndarray) -> Callable[[], object]:
     return lambda: pruning._update_mask(weight)
 
 
-def interleaved_seconds(sides: dict[str, Callable[[], object]]) -> dict[str, list[float]]:
+def interleaved_ms(sides: dict[str, Side]) -> dict[str, float]:
+    """Returns the median time of each side."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for repeat in range(REPEATS + 1):
         for name, run in sides.items():
@@ -85,10 +137,10 @@ def interleaved_seconds(sides: dict[str, Callable[[], object]]) -> dict[str, lis
             run()
             if repeat:  # the first is a warm-up
                 seconds[name].append(time.perf_counter() - start)
-    return seconds
+    return {name: 1000 * statistics.median(times) for name, times in seconds.items()}
 
 
-def peak_extra_bytes(run: Callable[[], object]) -> int:
+def peak_extra_bytes(run: Side) -> int:
     tracemalloc.start()
     run()
     _, peak = tracemalloc.get_traced_memory()
@@ -96,17 +148,37 @@ def peak_extra_bytes(run: Callable[[], object]) -> int:
     return peak
 
 
+def print_selections() -> None:
+    print(f"{'':28}{'weight_mask':>22}{'radix selection':>22}{'np.abs + np.partition':>24}")
+    print(f"{'':28}" + 2 * f"{'ms':>13}{'memory':>9}" + f"{'ms':>13}{'ratio':>11}")
+    for kind, kernel, sparsity in kernels():
+        mask = kp.weight_mask(kernel, sparsity)
+        np.testing.assert_array_equal(mask, radix_selection(kernel, sparsity))
+        selections = [kp.weight_mask, radix_selection, numpy_selection]
+        sides = {f.__name__: partial(f, kernel, sparsity) for f in selections}
+        ms = interleaved_ms(sides)
+        line = f"{kind:28}"
+        for name in ("weight_mask", "radix_selection"):
+            memory = peak_extra_bytes(sides[name]) / kernel.nbytes
+            line += f"{ms[name]:13.1f}{memory:9.2f}"
+        ratio = ms["weight_mask"] / ms["numpy_selection"]
+        print(f"{line}{ms['numpy_selection']:13.1f}{ratio:11.2f}", flush=True)
+    print("\nmemory: peak beside the kernel, in kernels. ratio: weight_mask / np.partition.\n")
+
+
+def print_other_libraries() -> None:
+    _, kernel, _ = next(kernels())
+    ms = interleaved_ms(other_libraries(kernel))
+    print(f"{'normal, float32':46}{'ms':>10}{'x weight_mask':>15}")
+    for name, median in ms.items():
+        print(f"{name:46}{median:10.1f}{median / ms['weight_mask']:15.2f}")
+
+
 def main() -> None:
-    kernel = np.random.default_rng(0).standard_normal(SHAPE).astype(np.float32)
-    seconds = interleaved_seconds(contenders(kernel))
-    ours = seconds["weight_mask"]
-    print(f"{kernel.size:,} float32 weights, {SPARSITY:.0%} pruned, {REPEATS} repeats\n")
-    print(f"{'':46}{'median ms':>10}{'x weight_mask':>15}")
-    for name, times in seconds.items():
-        ratio = statistics.median(t / o for t, o in zip(times, ours, strict=True))
-        print(f"{name:46}{1000 * statistics.median(times):10.1f}{ratio:15.2f}")
-    peak = peak_extra_bytes(lambda: masks.weight_mask(kernel, SPARSITY))
-    print(f"\npeak extra memory of weight_mask: {peak / kernel.nbytes:.2f} of the kernel's bytes")
+    size = SHAPE[0] * SHAPE[1]
+    print(f"{size:,} weights, {SPARSITY:.0%} pruned unless said, {REPEATS} repeats\n")
+    print_selections()
+    print_other_libraries()
 
 
 if __name__ == "__main__":

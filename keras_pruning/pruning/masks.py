@@ -1,16 +1,15 @@
 """Which weights stay: arrays in, boolean masks out (`True` = keep).
 
 Nothing here knows Keras. Every selection goes by rank, not by threshold, so that the
-number of pruned entries is exact under ties. The rank is found by a radix selection
-over the bits of the floats (Knuth, TAOCP vol. 3, sections 5.2.5 and 5.3.3): one pass
-per 16 bits, no copy of the kernel, the same cost whatever the values. `np.partition`
-needs a copy, twice the time, and fifty times the time where most entries are equal,
-as the zeros of a pruned kernel are.
+number of pruned entries is exact under ties. Floats are ranked by their bits, read as
+unsigned integers, in one way for all types: `np.partition` finds the entry of a rank in a
+copy of them. Many equal entries make it slow, and in a kernel pruned before those are
+the zeros: they rank first, so that counting them is enough.
 """
 
 import math
 import numbers
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import ml_dtypes  # gives NumPy bfloat16; Keras itself depends on it
@@ -36,7 +35,6 @@ BoolArray = npt.NDArray[np.bool_]
 FloatArray = npt.NDArray[Any]  # float16, bfloat16 (no NumPy scalar type), float32, float64
 
 _FLOAT_DTYPES = tuple(map(np.dtype, ("float16", ml_dtypes.bfloat16, "float32", "float64")))
-_DIGIT_BITS = 16
 _BLOCK = 2**17  # entries looked at together: their keys stay in the second-level cache
 
 
@@ -259,7 +257,8 @@ def count_nonzero(array: npt.NDArray[Any]) -> int:
 def _masks_by_key(
     arrays: Sequence[FloatArray], count: int, keys_of: Callable[[FloatArray], npt.NDArray[Any]]
 ) -> list[BoolArray]:
-    if count == sum(array.size for array in arrays):
+    size = sum(array.size for array in arrays)
+    if count == size:
         return [np.zeros(array.shape, bool) for array in arrays]
     dtype = _common_dtype(arrays)
 
@@ -269,8 +268,8 @@ def _masks_by_key(
             for start in range(0, flat.size, _BLOCK):
                 yield keys_of(flat[start : start + _BLOCK].astype(dtype, copy=False))
 
-    threshold, ties_to_drop = _radix_select(blocks, count, 8 * dtype.itemsize)
-    kept = np.empty(sum(array.size for array in arrays), bool)
+    threshold, ties_to_drop = _select(blocks(), np.empty(size, f"u{dtype.itemsize}"), count)
+    kept = np.empty(size, bool)
     start = 0
     for keys in blocks():
         mask = kept[start : start + keys.size]
@@ -317,23 +316,28 @@ def _common_dtype(arrays: Sequence[FloatArray]) -> np.dtype[Any]:
     return np.dtype(np.float64 if np.dtype(np.float64) in dtypes else np.float32)
 
 
-def _radix_select(
-    blocks: Callable[[], Iterator[npt.NDArray[Any]]], rank: int, bits: int
+def _select(
+    blocks: Iterable[npt.NDArray[Any]], room: npt.NDArray[Any], rank: int
 ) -> tuple[int, int]:
-    """Returns the key of that rank (from 0) and how many of its equals rank before it."""
-    prefix = 0
-    for shift in range(bits - _DIGIT_BITS, -1, -_DIGIT_BITS):
-        counts = np.zeros(2**_DIGIT_BITS, np.int64)
-        for keys in blocks():
-            if shift + _DIGIT_BITS < bits:
-                keys = keys[keys >> (shift + _DIGIT_BITS) == prefix]
-            digits = (keys >> shift).astype(np.uint16, copy=False)  # the low 16 bits
-            counts += np.bincount(digits, minlength=counts.size)
-        ends = counts.cumsum()
-        digit = int(np.searchsorted(ends, rank, side="right"))
-        rank -= int(ends[digit] - counts[digit])
-        prefix = prefix << _DIGIT_BITS | digit
-    return prefix, rank
+    """Returns the key of that rank (from 0) and how many of its equals rank before it.
+
+    The nonzero keys are copied into `room`, which has the size of all blocks together.
+    """
+    size = 0
+    for keys in blocks:
+        nonzero = keys != 0
+        if not nonzero.all():
+            keys = keys[nonzero]
+        room[size : size + keys.size] = keys
+        size += keys.size
+    zeros = room.size - size
+    if rank < zeros:
+        return 0, rank
+    keys, rank = room[:size], rank - zeros
+    keys.partition(rank)
+    threshold, below = keys[rank], keys[:rank]
+    ties = (below[start : start + _BLOCK] == threshold for start in range(0, rank, _BLOCK))
+    return threshold, sum(int(np.count_nonzero(block)) for block in ties)
 
 
 def _magnitude_keys(block: FloatArray) -> npt.NDArray[Any]:

@@ -44,6 +44,14 @@ def lowest_by_sorting(scores, count):
     return mask.reshape(scores.shape)
 
 
+def assert_lowest_of_the_row_go(masks, arrays, count, rank=np.abs):
+    """Compares masks of several arrays with one stable sort of all their entries in a row."""
+    row = np.concatenate([rank(a.astype(np.float64)).reshape(-1) for a in arrays])
+    assert [m.shape for m in masks] == [a.shape for a in arrays]
+    found = np.concatenate([m.reshape(-1) for m in masks])
+    np.testing.assert_array_equal(found, lowest_by_sorting(row, count))
+
+
 # Weights
 
 
@@ -119,13 +127,29 @@ def test_views_and_fortran_order_give_the_mask_of_the_copy():
         np.testing.assert_array_equal(weight_mask(view, 0.6), weight_mask(view.copy("C"), 0.6))
 
 
-def test_selection_needs_less_than_half_the_kernel_beside_it():
-    kernel = np.random.default_rng(0).standard_normal((1500, 2000)).astype(np.float32)
-    tracemalloc.start()
-    weight_mask(kernel, 0.9)
-    _, peak_bytes = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert peak_bytes < 0.6 * kernel.nbytes
+@pytest.mark.parametrize("zeros", [0, 0.6])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_selection_needs_one_and_a_half_times_the_kernel_beside_it(dtype, zeros):
+    rng = np.random.default_rng(0)
+    kernel = (rng.standard_normal((2000, 2000)) * (rng.random((2000, 2000)) >= zeros)).astype(dtype)
+    for sparsity in (0.1, 0.5, 0.99):
+        tracemalloc.start()
+        weight_mask(kernel, sparsity)
+        _, peak_bytes = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak_bytes <= 1.5 * kernel.nbytes
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_zeros_go_first_and_in_order_however_many_they_are(dtype):
+    rng = np.random.default_rng(0)
+    kernel = rng.choice([0.0, -0.0, 1.0, -1.0, 2.0, INF], 300_000, p=[0.4, 0.2, 0.1, 0.1, 0.1, 0.1])
+    kernel = kernel.astype(dtype).reshape(300, 1000)
+    magnitudes = np.abs(kernel.astype(np.float64))
+    zeros = int((magnitudes == 0).sum())
+    for count in (0, 1, zeros - 1, zeros, zeros + 1, kernel.size - 1, kernel.size):
+        expected = lowest_by_sorting(magnitudes, count)
+        np.testing.assert_array_equal(weight_mask(kernel, count / kernel.size), expected)
 
 
 def test_input_is_not_changed():
@@ -151,6 +175,39 @@ def test_several_kernels_lose_the_exact_total(arrays, share):
     masks = masks_by_magnitude(arrays, count)
     assert [m.shape for m in masks] == [a.shape for a in arrays]
     assert sum(np.count_nonzero(~m) for m in masks) == count
+
+
+@given(st.lists(kernels(), min_size=1, max_size=3), st.floats(0, 1))
+def test_several_kernels_of_any_types_equal_a_stable_sort_of_all(arrays, share):
+    count = round(share * sum(a.size for a in arrays))
+    assert_lowest_of_the_row_go(masks_by_magnitude(arrays, count), arrays, count)
+    assert_lowest_of_the_row_go(masks_by_score(arrays, count), arrays, count, rank=np.positive)
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, INF])
+def test_ties_across_kernels_are_dropped_from_the_first_one_on(value):
+    arrays = [np.full((2, 2), value), np.full(3, -value, np.float32), np.full((3, 1), value)]
+    for count in range(11):
+        kept = np.concatenate([m.reshape(-1) for m in masks_by_magnitude(arrays, count)])
+        assert kept.tolist() == [False] * count + [True] * (10 - count)
+
+
+def test_zeros_spread_over_several_long_kernels_go_first():
+    rng = np.random.default_rng(0)
+    dtypes = (np.float32, np.float16, np.float32)
+    arrays = [rng.standard_normal((400, 400)).astype(dtype) for dtype in dtypes]
+    for array, share in zip(arrays, (0.9, 0.0, 0.3), strict=True):
+        array[rng.random(array.shape) < share] = 0
+    zeros = sum(int((a == 0).sum()) for a in arrays)
+    size = sum(a.size for a in arrays)
+    for count in (0, zeros // 2, zeros - 1, zeros, zeros + 1, (zeros + size) // 2, size):
+        assert_lowest_of_the_row_go(masks_by_magnitude(arrays, count), arrays, count)
+
+
+def test_zero_scores_of_either_sign_go_in_order_after_the_negative_ones():
+    scores = np.array([0.0, -0.0, -1.0, 0.0, -INF, 1.0], np.float32)
+    (mask,) = masks_by_score([scores], 4)
+    assert mask.tolist() == [False, False, False, True, False, True]
 
 
 @given(kernels(), st.floats(0, 1))
