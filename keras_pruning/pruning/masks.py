@@ -268,16 +268,16 @@ def _masks_by_key(
             for start in range(0, flat.size, _BLOCK):
                 yield keys_of(flat[start : start + _BLOCK].astype(dtype, copy=False))
 
-    threshold, ties_to_drop = _select(blocks(), np.empty(size, f"u{dtype.itemsize}"), count)
-    kept = np.empty(size, bool)
+    threshold = _key_of_rank(count, blocks(), np.empty(size, f"u{dtype.itemsize}"))
+    kept = np.concatenate([keys >= threshold for keys in blocks()])
+    ties_to_drop = count - (size - np.count_nonzero(kept))
     start = 0
     for keys in blocks():
-        mask = kept[start : start + keys.size]
-        np.greater_equal(keys, threshold, out=mask)
-        if ties_to_drop:
-            ties = np.flatnonzero(keys == threshold)[:ties_to_drop]
-            mask[ties] = False
-            ties_to_drop -= ties.size
+        if not ties_to_drop:
+            break
+        ties = np.flatnonzero(keys == threshold)[:ties_to_drop]
+        kept[start + ties] = False
+        ties_to_drop -= ties.size
         start += keys.size
     ends = np.cumsum([array.size for array in arrays])[:-1]
     return [
@@ -316,13 +316,8 @@ def _common_dtype(arrays: Sequence[FloatArray]) -> np.dtype[Any]:
     return np.dtype(np.float64 if np.dtype(np.float64) in dtypes else np.float32)
 
 
-def _select(
-    blocks: Iterable[npt.NDArray[Any]], room: npt.NDArray[Any], rank: int
-) -> tuple[int, int]:
-    """Returns the key of that rank (from 0) and how many of its equals rank before it.
-
-    The nonzero keys are copied into `room`, which has the size of all blocks together.
-    """
+def _key_of_rank(rank: int, blocks: Iterable[npt.NDArray[Any]], room: npt.NDArray[Any]) -> Any:
+    """Returns the key of that rank (from 0); `room` has the size of all blocks together."""
     size = 0
     for keys in blocks:
         nonzero = keys != 0
@@ -332,12 +327,9 @@ def _select(
         size += keys.size
     zeros = room.size - size
     if rank < zeros:
-        return 0, rank
-    keys, rank = room[:size], rank - zeros
-    keys.partition(rank)
-    threshold, below = keys[rank], keys[:rank]
-    ties = (below[start : start + _BLOCK] == threshold for start in range(0, rank, _BLOCK))
-    return threshold, sum(int(np.count_nonzero(block)) for block in ties)
+        return 0
+    room[:size].partition(rank - zeros)
+    return room[rank - zeros]
 
 
 def _magnitude_keys(block: FloatArray) -> npt.NDArray[Any]:
