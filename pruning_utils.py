@@ -1,9 +1,8 @@
 """Helper module of the pruning tutorial: data sets, the dense network, its training.
 
-The pruning is done by the library `keras_pruning`; what the tutorial uses of it is passed on, so
-that a notebook needs one import: `import pruning_utils as pu`. The two pruning rules stand in two
-functions of `keras_pruning/pruning/masks.py`: `weight_mask` keeps the weights of the largest
-magnitude, `unit_mask` the units of the largest L2 norm.
+The pruning is done by the library `keras_pruning`, whose functions are passed on, so that
+`import pruning_utils as pu` is enough. Its two rules stand in `keras_pruning/pruning/masks.py`:
+`weight_mask` keeps the weights of the largest magnitude, `unit_mask` the units of the largest norm.
 """
 
 from __future__ import annotations
@@ -35,8 +34,7 @@ from keras_pruning.plots import (
 )
 # fmt: on
 
-_DIGITS = "Digits (scikit-learn, 8×8)"
-_TITLES = {"mnist": "MNIST", "fashion_mnist": "Fashion-MNIST", "digits": _DIGITS}
+_DATA = {"mnist": "MNIST", "fashion_mnist": "Fashion-MNIST", "digits": "Digits (scikit-learn, 8×8)"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,8 +76,8 @@ def load_dataset(
     `TFDS_DATA_DIR` names, or else from `~/tensorflow_datasets`; once prepared there, they need no
     network. The digits come with scikit-learn. A size keeps only so many images, the first ones.
     """
-    if name not in _TITLES:
-        raise ValueError(f"Unknown data set {name!r}. Known are {[*_TITLES]}.")
+    if name not in _DATA:
+        raise ValueError(f"Unknown data set {name!r}. Known are {[*_DATA]}.")
     data = _load_digits() if name == "digits" else _load_with_tfds(name)
     train_size = _check_size("train_size", train_size, data.x_train, data.title)
     test_size = _check_size("test_size", test_size, data.x_test, data.title)
@@ -102,8 +100,8 @@ def load_datasets(
 
     The reason is printed. The digits come once, and whole where they are fewer than asked for.
     """
-    if isinstance(names, str) or not names or not set(names) <= set(_TITLES):
-        raise ValueError(f"names must be a list with some of {[*_TITLES]}, received {names!r}.")
+    if isinstance(names, str) or not names or not set(names) <= set(_DATA):
+        raise ValueError(f"names must be a list with some of {[*_DATA]}, received {names!r}.")
     sizes = {"train_size": train_size, "test_size": test_size}
     most = {"train_size": 1_400, "test_size": 397}  # digits
     few = {part: size and min(size, most[part]) for part, size in sizes.items()}
@@ -128,8 +126,7 @@ def build_dense_network(
     """Returns an untrained dense network for uint8 images, with ReLU and without biases.
 
     Without biases every parameter is a weight of a kernel, so that counting weights is counting
-    parameters: 2,386,000 by default. The layers with weights are `hidden_1`, `hidden_2` and so on,
-    and `logits`. The seed alone fixes the initial weights.
+    parameters: 2,386,000 by default. The layers are `hidden_1`, `hidden_2`, ... and `logits`.
     """
     sizes = (*input_shape, *units, num_classes)
     if not all(isinstance(size, int) and size > 0 for size in sizes):
@@ -169,8 +166,8 @@ def train(
 ) -> TrainingResult:
     """Trains a network that gives one logit a class, in place, and tests it.
 
-    Adam minimises the cross-entropy, and a cosine takes the learning rate down to a hundredth
-    (Loshchilov & Hutter 2017). So the network stays compiled: a later `fit` goes on at that small
+    Adam minimises the cross-entropy, and a cosine takes the learning rate down to a tenth
+    (Loshchilov & Hutter 2017). So the network stays compiled: a later `fit` goes on at that lower
     rate, a later `train` begins anew. No `epochs` are 5, or as many as 500 steps need where images
     are few. The seed fixes the order of the images. Callbacks are Keras's, such as `KeepZeros()`.
 
@@ -179,7 +176,7 @@ def train(
     >>> train(network, digits, verbose=False).accuracy > 0.9
     True
     """
-    _check_images(network, data)
+    _check_data(network, data)
     given = {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate}
     for argument, number in given.items():
         if number is not None and not 0 < number < math.inf:
@@ -192,7 +189,7 @@ def train(
         print(f"\r{data.title}: {progress}, accuracy {logs['accuracy']:.2%}", end="", flush=True)
 
     keras.utils.set_random_seed(seed)
-    schedule = keras.optimizers.schedules.CosineDecay(learning_rate, epochs * steps, alpha=0.01)
+    schedule = keras.optimizers.schedules.CosineDecay(learning_rate, epochs * steps, alpha=0.1)
     cross_entropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     network.compile(keras.optimizers.Adam(schedule), cross_entropy, metrics=["accuracy"])
     shown = [keras.callbacks.LambdaCallback(on_epoch_end=show)] if verbose else []
@@ -211,7 +208,7 @@ def explore(network: keras.Model, data: Dataset, *, sparsity: float = 0.9) -> An
     """Returns the library's panel, with sliders that prune the network, for the test images."""
     from keras_pruning.plots.panel import explore as panel
 
-    _check_images(network, data)
+    _check_data(network, data)
     given = (network, data.x_test, data.y_test, data.class_names)
     picture = Path(__file__).with_name("images") / "panel.png"
     return panel(*given, sparsity=sparsity, title=data.title, picture=picture)
@@ -220,7 +217,7 @@ def explore(network: keras.Model, data: Dataset, *, sparsity: float = 0.9) -> An
 def _load_with_tfds(name: str) -> Dataset:
     import tensorflow_datasets as tfds  # here, since it takes seconds
 
-    title, builder_class = _TITLES[name], tfds.builder_cls(name)
+    title, builder_class = _DATA[name], tfds.builder_cls(name)
     data_dir = Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
     directory = data_dir / name / str(builder_class.VERSION)
     is_prepared = os.path.exists(directory)
@@ -245,7 +242,7 @@ def _load_with_tfds(name: str) -> Dataset:
         raise
     except Exception as error:  # of the network, the disk, TFDS, TensorFlow: of almost any kind
         what = "is damaged or incomplete" if is_prepared else "could not be downloaded"
-        reason = " ".join(str(error).rpartition("}} ")[-1].split())[:300]  # no names of nodes
+        reason = " ".join(str(error).rpartition("}} ")[-1].split())  # without names of nodes
         remedy = "Delete this folder" if is_prepared else "Connect to the internet"
         raise DataUnavailableError(
             f"{title} in {directory} {what} ({type(error).__name__}: {reason}). {remedy} and try "
@@ -280,7 +277,8 @@ def _load_digits() -> Dataset:
     x_train, x_test, y_train, y_test = train_test_split(
         images, labels.astype(np.int64), train_size=1_400, stratify=labels, random_state=0
     )
-    return Dataset("digits", _DIGITS, x_train, y_train, x_test, y_test, tuple("0123456789"))
+    arrays = (x_train, y_train, x_test, y_test)
+    return Dataset("digits", _DATA["digits"], *arrays, tuple("0123456789"))
 
 
 def _check_size(argument: str, size: int | None, images: np.ndarray, title: str) -> int | None:
@@ -291,7 +289,10 @@ def _check_size(argument: str, size: int | None, images: np.ndarray, title: str)
     return size
 
 
-def _check_images(network: keras.Model, data: Dataset) -> None:
+def _check_data(network: keras.Model, data: Dataset) -> None:
+    counts = [len(part) for part in (data.x_train, data.y_train, data.x_test, data.y_test)]
+    if 0 in counts or counts[::2] != counts[1::2]:
+        raise ValueError(f"{data.title} needs a label for each image; it has {counts} of them.")
     shape = getattr(network, "input_shape", None)  # a model that was never called has none
     fitting = (data.image_shape, (*data.image_shape, 1))  # Keras appends the channel
     if isinstance(shape, tuple) and None not in shape[1:] and shape[1:] not in fitting:

@@ -1,21 +1,21 @@
 import dataclasses
 import functools
-import gc
 import http.server
 import json
+import re
 import shutil
 import socket
-import subprocess
 import sys
 import threading
+import time
 import types
 import warnings
-import weakref
 from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
+import requests
 
 import pruning_utils as pu
 
@@ -109,19 +109,6 @@ def test_digits_are_never_called_mnist(digits):
     assert digits.title == "Digits (scikit-learn, 8×8)"
 
 
-def test_scikit_learn_waits_until_it_is_asked_for():
-    script = "\n".join(
-        [
-            "import sys, pruning_utils as pu",
-            "print('sklearn' in sys.modules, pu.load_dataset('digits').num_classes)",
-        ]
-    )
-    ran = subprocess.run(
-        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=300
-    )
-    assert ran.stdout.split() == ["False", "10"], ran.stderr
-
-
 def test_digits_have_each_class_in_the_same_share_of_both_parts(digits):
     train_share = np.bincount(digits.y_train) / len(digits.y_train)
     test_share = np.bincount(digits.y_test) / len(digits.y_test)
@@ -150,7 +137,9 @@ def test_digits_are_split_alike_each_time(digits):
 
 
 def test_an_unknown_name_is_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match='\'cifar\'. Known are "mnist", "fashion_mnist", "digits"'):
+    with pytest.raises(
+        ValueError, match=r"'cifar'. Known are \['mnist', 'fashion_mnist', 'digits'\]"
+    ):
         pu.load_dataset("cifar")
 
 
@@ -171,25 +160,20 @@ def test_sizes_that_leave_nothing_out_keep_the_title(digits):
 
 
 @pytest.mark.parametrize("argument", ["train_size", "test_size"])
-@pytest.mark.parametrize("size", [0, -1])
-def test_a_size_below_one_is_refused(argument, size):
-    with pytest.raises(ValueError, match=f"{argument} must be at least 1, received {size}"):
-        pu.load_dataset("digits", **{argument: size})
-
-
-@pytest.mark.parametrize("argument", ["train_size", "test_size"])
-@pytest.mark.parametrize("size", [10.0, "10", True])
-def test_a_size_that_is_no_integer_is_refused(argument, size):
-    with pytest.raises(TypeError, match=f"{argument} must be an integer or None"):
+@pytest.mark.parametrize("size", [0, -1, 10.0, "10", True])
+def test_a_size_that_is_no_number_of_images_is_refused(argument, size):
+    with pytest.raises(ValueError, match=f"{argument} cannot be {size!r}"):
         pu.load_dataset("digits", **{argument: size})
 
 
 def test_a_size_above_the_number_of_images_is_refused(tiny):
-    with pytest.raises(ValueError, match="train_size is 1,401, but Digits .* has 1,400 train "):
+    with pytest.raises(
+        ValueError, match="Digits .* has 1,400 images, so train_size cannot be 1401"
+    ):
         pu.load_dataset("digits", train_size=1401)
-    with pytest.raises(ValueError, match="train_size is 31, but MNIST has 30 train "):
+    with pytest.raises(ValueError, match="MNIST has 30 images, so train_size cannot be 31"):
         pu.load_dataset("mnist", train_size=31)
-    with pytest.raises(ValueError, match="test_size is 21, but MNIST has 20 test "):
+    with pytest.raises(ValueError, match="MNIST has 20 images, so test_size cannot be 21"):
         pu.load_dataset("mnist", test_size=21)
 
 
@@ -382,12 +366,17 @@ def test_images_are_counted_even_if_tfds_should_not_count_them(size, tiny, monke
     import tensorflow_datasets as tfds
 
     class Uncounted:
-        def as_dataset(self, **options):
-            options["split"] = "train"
-            return tfds.builder_from_directory(tiny).as_dataset(**options)
+        def __init__(self, directory):
+            self.builder = builder_from_directory(directory)
+            self.as_dataset = self.builder.as_dataset
+            split = types.SimpleNamespace(num_examples=size)
+            splits = {"train": split, "test": self.builder.info.splits["test"]}
+            self.info = types.SimpleNamespace(features=self.builder.info.features, splits=splits)
 
-    with pytest.raises(ValueError):
-        pu._read_split(Uncounted(), "train", size)
+    builder_from_directory = tfds.builder_from_directory
+    monkeypatch.setattr(tfds, "builder_from_directory", Uncounted)
+    with pytest.raises(pu.DataUnavailableError, match=f"30 images of shape .*, not {size}"):
+        pu.load_dataset("mnist")
 
 
 # Data that are not prepared
@@ -402,26 +391,39 @@ def test_offline_the_error_names_directory_address_and_remedy(empty_data_dir, no
     assert "Connect to the internet" in message
     assert "TFDS_DATA_DIR" in message
     assert '"digits"' in message
-    assert not list(empty_data_dir.iterdir())
+    assert not list(empty_data_dir.rglob("*"))
 
 
-def test_the_probe_asks_for_a_file_of_the_data_set_and_stops_in_time(empty_data_dir, monkeypatch):
+def test_the_probe_asks_for_a_small_file_of_the_data_set_and_stops_in_time(
+    empty_data_dir, monkeypatch
+):
     asked = []
-    monkeypatch.setattr(pu, "_answers", lambda *args: asked.append(args))
+    monkeypatch.setattr(requests, "head", lambda url, **options: asked.append((url, options)))
     with pytest.raises(pu.DataUnavailableError):
         pu.load_dataset("mnist")
-    ((url, timeout_seconds),) = asked
+    ((url, options),) = asked
     assert url == "https://storage.googleapis.com/cvdf-datasets/mnist/t10k-labels-idx1-ubyte.gz"
-    assert timeout_seconds < 10
+    assert options["timeout"] < 5
 
 
-def test_the_probe_does_not_wait_for_a_name_look_up_that_hangs(monkeypatch):
+def test_a_name_look_up_that_hangs_ends_in_the_digits_within_ten_seconds(
+    empty_data_dir, monkeypatch, capsys
+):
     released = threading.Event()
-    monkeypatch.setattr(pu, "_answers", lambda *args: released.wait())
+
+    def hang(*args, **options):
+        released.wait(60)
+        raise OSError("name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", hang)
+    start = time.monotonic()
     try:
-        assert not pu._is_reachable("https://example.org/", timeout_seconds=0.1)
+        [data] = pu.load_datasets(["mnist", "fashion_mnist"])
     finally:
         released.set()
+    assert time.monotonic() - start < 10
+    assert data.name == "digits"
+    assert capsys.readouterr().out.count("cannot be reached") == 2
 
 
 def test_the_probe_tells_a_file_that_exists_from_one_that_does_not(tmp_path, monkeypatch):
@@ -434,19 +436,11 @@ def test_the_probe_tells_a_file_that_exists_from_one_that_does_not(tmp_path, mon
     handler = functools.partial(Handler, directory=str(tmp_path))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        url = f"http://127.0.0.1:{server.server_port}"
-        assert pu._is_reachable(f"{url}/file.gz")
-        assert not pu._is_reachable(f"{url}/missing.gz")
+        url = f"http://127.0.0.1:{server.server_port}/"
+        pu._check_reachable(url, "file.gz")
+        with pytest.raises(ConnectionError, match=f"{url} cannot be reached"):
+            pu._check_reachable(url, "missing.gz")
         server.shutdown()
-
-
-@pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])
-def test_the_probed_address_is_the_one_tfds_downloads_from(name):
-    import tensorflow_datasets as tfds
-
-    builder = tfds.builder_cls(name)
-    assert pu._SOURCES[name].url == builder.URL
-    assert str(builder.VERSION) == pu._TFDS_VERSION
 
 
 @pytest.fixture
@@ -455,53 +449,25 @@ def replace_download(empty_data_dir, monkeypatch):
     import tensorflow_datasets as tfds
 
     def replace(function):
-        monkeypatch.setattr(pu, "_is_reachable", lambda url: True)
+        monkeypatch.setattr(pu, "_check_reachable", lambda *args: None)
         monkeypatch.setattr(tfds.image_classification.MNIST, "download_and_prepare", function)
 
     return replace
 
 
-def test_missing_data_are_downloaded_quietly(
-    replace_download, empty_data_dir, tiny_original, capfd
+def test_tfds_shows_its_own_progress_while_it_downloads(
+    replace_download, empty_data_dir, tiny_original, capsys
 ):
-    from tensorflow_datasets.core.utils import tqdm_utils
-
     def prepare(builder):
         print("Downloading and preparing")
-        bar = tqdm_utils.tqdm(total=3)
-        bar.update(3)
-        print("a warning", file=sys.stderr)
+        print("3/3", file=sys.stderr)
         shutil.copytree(tiny_original, empty_data_dir / "mnist" / "3.0.1")
 
     replace_download(prepare)
     assert len(pu.load_dataset("mnist").x_train) == TINY_TRAIN
-    written = capfd.readouterr()
-    assert written.out == ""
-    assert "a warning" not in written.err
-    assert "3/3" not in written.err
-
-
-@pytest.mark.parametrize("active", [True, False])
-def test_the_progress_bars_of_tfds_are_left_as_they_were(
-    active, replace_download, empty_data_dir, tiny_original
-):
-    import tensorflow_datasets as tfds
-    from tensorflow_datasets.core.utils import tqdm_utils
-
-    seen = []
-
-    def prepare(builder):
-        seen.append(tqdm_utils._active)
-        shutil.copytree(tiny_original, empty_data_dir / "mnist" / "3.0.1")
-
-    replace_download(prepare)
-    tfds.display_progress_bar(active)
-    try:
-        pu.load_dataset("mnist")
-        assert seen == [False]
-        assert tqdm_utils._active is active
-    finally:
-        tfds.enable_progress_bar()
+    written = capsys.readouterr()
+    assert written.out == "Downloading and preparing\n"
+    assert "3/3" in written.err
 
 
 def test_a_failed_download_is_reported_with_its_cause(replace_download, empty_data_dir):
@@ -528,8 +494,8 @@ def test_digits_stand_in_once_for_all_unavailable_data(empty_data_dir, no_networ
     datasets = pu.load_datasets(["mnist", "fashion_mnist"])
     assert [data.title for data in datasets] == ["Digits (scikit-learn, 8×8)"]
     printed = capsys.readouterr().out
-    assert "MNIST is not prepared in" in printed
-    assert "Fashion-MNIST is not prepared in" in printed
+    assert re.search(r"^MNIST in .* could not be downloaded", printed, re.M)
+    assert re.search(r"^Fashion-MNIST in .* could not be downloaded", printed, re.M)
     assert printed.count("goes on with scikit-learn's digits") == 2
 
 
@@ -545,7 +511,7 @@ def test_available_data_stay_beside_the_digits_and_nothing_more_is_printed(
 ):
     datasets = pu.load_datasets(["mnist", "fashion_mnist"])
     assert [data.name for data in datasets] == ["mnist", "digits"]
-    assert "MNIST is not prepared" not in capsys.readouterr().out.replace("Fashion-MNIST", "")
+    assert "MNIST" not in capsys.readouterr().out.replace("Fashion-MNIST", "")
 
 
 def test_sizes_meant_for_mnist_keep_the_smaller_digits_whole(empty_data_dir, no_network):
@@ -555,18 +521,20 @@ def test_sizes_meant_for_mnist_keep_the_smaller_digits_whole(empty_data_dir, no_
 
 
 def test_load_datasets_checks_all_names_before_it_loads(tiny, capsys):
-    with pytest.raises(ValueError, match="Unknown data set 'cifar'"):
+    with pytest.raises(
+        ValueError, match="names must be .*'mnist', 'fashion_mnist', 'digits'.*, received .*'cifar'"
+    ):
         pu.load_datasets(["fashion_mnist", "cifar"])
     assert capsys.readouterr().out == ""
 
 
 def test_load_datasets_refuses_a_single_string():
-    with pytest.raises(TypeError, match=r"Use \['mnist'\]"):
+    with pytest.raises(ValueError, match="names must be a list with some of .*, received 'mnist'"):
         pu.load_datasets("mnist")
 
 
 def test_load_datasets_refuses_no_names():
-    with pytest.raises(ValueError, match="names is empty"):
+    with pytest.raises(ValueError, match=r"names must be a list .*, received \[\]"):
         pu.load_datasets([])
 
 
@@ -610,16 +578,11 @@ def test_layers_and_seeds_do_not_share_weights():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"units": ()}, "units must be one or more positive integers"),
-        ({"units": 100}, "units must be one or more positive integers, received 100"),
-        ({"units": (10, 0)}, "units must be positive integers only, received 0"),
-        ({"units": (10.5,)}, "units must be positive integers only, received 10.5"),
-        ({"input_shape": ()}, "input_shape must be one or more positive integers"),
-        ({"input_shape": (28, -1)}, "input_shape must be positive integers only, received -1"),
-        ({"num_classes": 0}, "num_classes must be positive integers only, received 0"),
-        ({"num_classes": True}, "num_classes must be positive integers only, received True"),
-        ({"seed": -1}, "seed must be an integer in .*, received -1"),
-        ({"seed": None}, "seed must be an integer in .*, received None"),
+        ({"units": (10, 0)}, r"Sizes must be positive integers, received \(28, 28, 10, 0, 10\)"),
+        ({"units": (10.5,)}, r"Sizes must be positive integers, received \(28, 28, 10.5, 10\)"),
+        ({"input_shape": (28, -1)}, r"Sizes must be positive integers, received \(28, -1, .*\)"),
+        ({"num_classes": 0}, r"Sizes must be positive integers, received \(28, .*, 0\)"),
+        ({"seed": -1}, "non-negative integer"),  # says NumPy
     ],
 )
 def test_build_dense_network_refuses_bad_arguments(arguments, message):
@@ -654,12 +617,6 @@ def test_few_images_get_as_many_epochs_as_500_steps_need(trained):
     assert trained[1].epochs == 84  # 6 steps of up to 256 images each
 
 
-def test_the_trained_network_is_ready_for_fine_tuning(trained):
-    optimizer = trained[0].optimizer
-    assert float(optimizer.learning_rate) == pytest.approx(1e-3)
-    assert len(optimizer.variables) == 2  # the iteration and the learning rate, no moments
-
-
 @pytest.mark.parametrize("change", ["trained", "pruned", "shrunk", "pruned and trained"])
 def test_a_model_saved_after_training_loads_without_a_warning(digits, tmp_path, change):
     model = pu.build_dense_network(digits.image_shape, units=(20, 10))
@@ -687,44 +644,6 @@ def test_a_trained_network_is_fitted_further_by_keras_itself(trained, digits):
     assert network.evaluate(digits.x_train, digits.y_train, verbose=0)[0] < before
 
 
-def test_nothing_holds_the_moments_of_the_optimizer_after_the_training(digits):
-    handles = []
-
-    class Watch(keras.callbacks.Callback):
-        def on_train_end(self, logs=None):
-            handles.extend(weakref.ref(v.value.handle) for v in self.model.optimizer.variables)
-
-    network = pu.build_dense_network(digits.image_shape, units=(16,))
-    pu.train(network, digits, epochs=1, callbacks=[Watch()], verbose=False)
-    gc.collect()
-    assert len(handles) == 5  # the iteration, and two moments of two kernels
-    assert [handle() for handle in handles] == [None] * 5
-
-
-def test_every_epoch_shows_each_image_once_in_a_new_order():
-    numbers = np.arange(10)
-    batches = pu._Batches(numbers, numbers % 3, batch_size=4, seed=0)
-
-    def epoch():
-        images, labels = zip(*(batches[i] for i in range(len(batches))), strict=True)
-        assert [len(part) for part in images] == [4, 4, 2]
-        np.testing.assert_array_equal(np.concatenate(labels), np.concatenate(images) % 3)
-        return np.concatenate(images).tolist()
-
-    first, second = epoch(), epoch()
-    assert sorted(first) == sorted(second) == numbers.tolist()
-    assert len({tuple(first), tuple(second), tuple(numbers)}) == 3
-
-
-@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="a data set of TensorFlow's")
-def test_tensorflow_does_not_tune_the_batches():
-    numbers = np.arange(10)
-    dataset = pu._as_fit_takes_it(pu._Batches(numbers, numbers % 3, batch_size=4, seed=0))
-    assert dataset.options().autotune.enabled is False
-    assert len(dataset) == 3
-    assert [len(images) for images, _ in dataset] == [4, 4, 2]
-
-
 def test_training_is_repeated_by_its_seed(digits):
     def weights(seed):
         network = pu.build_dense_network(digits.image_shape, units=(16,))
@@ -736,44 +655,19 @@ def test_training_is_repeated_by_its_seed(digits):
     assert not np.allclose(weights(seed=1), first, atol=1e-4)
 
 
-@pytest.mark.parametrize("short", [0, 500])
-def test_only_a_long_training_gets_a_roomy_heap(digits, short, monkeypatch):
-    heaps = []
-    monkeypatch.setattr(pu, "_SHORT_STEPS", short)
-    monkeypatch.setattr(pu, "_set_up_heap", lambda *, is_roomy=False: heaps.append(is_roomy))
+def test_the_learning_rate_falls_to_a_tenth_as_a_cosine_and_stays_there(digits):
+    rates = []
+
+    class Note(keras.callbacks.Callback):
+        def on_train_batch_begin(self, batch, logs=None):
+            rates.append(float(self.model.optimizer.learning_rate))
+
     network = pu.build_dense_network(digits.image_shape, units=(4,))
-    pu.train(network, digits, epochs=1, verbose=False)
-    assert heaps == ([True, False] if short == 0 else [False])
-
-
-def test_a_notebooks_cells_leave_no_model_behind(monkeypatch):
-    events = {}
-    shell = types.SimpleNamespace(events=types.SimpleNamespace(register=events.__setitem__))
-    monkeypatch.setitem(sys.modules, "IPython", types.SimpleNamespace(get_ipython=lambda: shell))
-    pu._free_memory_after_cells()
-    network = pu.build_dense_network((8, 8), units=(4,))
-    left = weakref.ref(network)
-    network.itself = network  # a circle
-    del network
-    events["post_run_cell"](None)
-    assert left() is None
-
-
-def test_the_learning_rate_falls_to_zero_as_a_cosine(digits, monkeypatch):
-    optimizers = []
-    compile_ = pu._compile
-
-    def noted(network, optimizer):
-        optimizers.append(optimizer)
-        compile_(network, optimizer)
-
-    monkeypatch.setattr(pu, "_compile", noted)
-    network = pu.build_dense_network(digits.image_shape, units=(4,))
-    pu.train(network, digits, epochs=2, batch_size=700, learning_rate=0.1, verbose=False)
-    schedule, after = (optimizer.get_config()["learning_rate"] for optimizer in optimizers)
-    schedule = keras.optimizers.schedules.deserialize(schedule)
-    assert [float(schedule(step)) for step in (0, 2, 4)] == pytest.approx([0.1, 0.05, 0], abs=1e-8)
-    assert after == pytest.approx(0.1)
+    arguments = {"batch_size": 700, "learning_rate": 0.1, "callbacks": [Note()]}
+    pu.train(network, digits, epochs=2, verbose=False, **arguments)
+    network.fit(digits.x_train, digits.y_train, batch_size=700, callbacks=[Note()], verbose=0)
+    cosine = 0.01 + 0.09 * (1 + np.cos(np.pi * np.arange(4) / 4)) / 2
+    assert rates == pytest.approx([*cosine, 0.01, 0.01], rel=1e-5)
 
 
 def test_progress_is_one_line_on_standard_output(digits, capsys):
@@ -788,22 +682,25 @@ def test_progress_is_one_line_on_standard_output(digits, capsys):
     assert written.err == ""
 
 
-def test_progress_shows_epoch_loss_and_accuracy(capsys):
-    title = "Fashion-MNIST, first 5,120 training and 1,000 test images"
-    progress = pu._Progress(title, 84, 2, verbose=True)
-    progress.on_epoch_begin(82)
-    progress.on_train_batch_end(0, {"loss": 0.25, "accuracy": 0.5})
-    progress.close()
-    line = capsys.readouterr().out.split("\r")[-1].rstrip()
-    assert line.endswith("| Fashion-MNIST, epoch 83/84, loss 0.2500, accuracy 0.5000")
+def test_progress_shows_epoch_loss_and_accuracy(digits, capsys):
+    logs = []
+    note = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, given: logs.append(given))
+    network = pu.build_dense_network(digits.image_shape, units=(4,))
+    pu.train(network, digits, epochs=2, callbacks=[note])
+    states = capsys.readouterr().out.split("\r")[1:]
+    assert states[:-1] == [
+        f"{digits.title}: epoch {epoch}/2, loss {given['loss']:.3f}, "
+        f"accuracy {given['accuracy']:.2%}"
+        for epoch, given in enumerate(logs, start=1)
+    ]
 
 
-def test_the_last_line_of_a_training_is_not_cut(capsys):
-    last = "Fashion-MNIST, first 5,120 training and 1,000 test images: test accuracy 92.20% after "
-    progress = pu._Progress("Fashion-MNIST", 84, 2, verbose=True)
-    progress.finish(last + "84 epochs in 300 s")
-    progress.close()
-    assert last + "84 epochs in 300 s" in capsys.readouterr().out
+@pytest.mark.parametrize("epochs", [1, 10])
+def test_the_last_line_of_a_training_leaves_nothing_of_those_before(digits, capsys, epochs):
+    network = pu.build_dense_network(digits.image_shape, units=(4,))
+    pu.train(network, digits, epochs=epochs)
+    *before, last = capsys.readouterr().out.rstrip().split("\r")
+    assert len(last) >= max(map(len, before))
 
 
 def test_nothing_is_printed_unless_verbose(digits, capfd):
@@ -829,17 +726,19 @@ def test_a_network_with_a_channel_axis_is_trained_too(digits):
 def test_train_refuses_images_and_labels_of_different_number(digits):
     network = pu.build_dense_network(digits.image_shape, units=(4,))
     data = dataclasses.replace(digits, y_train=digits.y_train[:-1])
-    with pytest.raises(ValueError, match="1,400 training images but 1,399 training labels"):
+    with pytest.raises(
+        ValueError, match=r"a label for each image; it has \[1400, 1399, 397, 397\]"
+    ):
         pu.train(network, data)
     data = dataclasses.replace(digits, x_test=digits.x_test[:5])
-    with pytest.raises(ValueError, match="5 test images but 397 test labels"):
+    with pytest.raises(ValueError, match=r"a label for each image; it has .* 5, 397\]"):
         pu.train(network, data)
 
 
 def test_train_refuses_empty_data(digits):
     network = pu.build_dense_network(digits.image_shape, units=(4,))
     data = dataclasses.replace(digits, x_train=digits.x_train[:0], y_train=digits.y_train[:0])
-    with pytest.raises(ValueError, match="no training images"):
+    with pytest.raises(ValueError, match=r"it has \[0, 0, 397, 397\]"):
         pu.train(network, data)
 
 
@@ -851,11 +750,11 @@ def test_train_refuses_images_that_do_not_fit_the_network(digits):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"epochs": 0}, "epochs must be positive integers only, received 0"),
-        ({"batch_size": 0}, "batch_size must be positive integers only, received 0"),
+        ({"epochs": 0}, "epochs must be a positive number, received 0"),
+        ({"batch_size": 0}, "batch_size must be a positive number, received 0"),
         ({"learning_rate": 0.0}, "learning_rate must be a positive number, received 0.0"),
         ({"learning_rate": float("nan")}, "learning_rate must be a positive number"),
-        ({"seed": 1.5}, "seed must be an integer in .*, received 1.5"),
+        ({"seed": 1.5}, "Expected `seed` argument to be an integer. Received: seed=1.5"),
     ],
 )
 def test_train_refuses_bad_numbers(digits, arguments, message):
