@@ -135,7 +135,7 @@ def build_dense_network(
     network.add(keras.layers.Rescaling(1 / 255, name="rescaling"))
     network.add(keras.layers.Flatten(name="flatten"))
     names = [*(f"hidden_{number}" for number in range(1, len(units) + 1)), "logits"]
-    seeds = np.random.SeedSequence(seed).generate_state(len(names))  # seed + 1 gives all others
+    seeds = np.random.SeedSequence(seed).generate_state(len(names))  # a layer each
     for name, width, layer_seed in zip(names, [*units, num_classes], seeds, strict=True):
         activation = None if name == "logits" else "relu"
         start = keras.initializers.GlorotUniform(int(layer_seed) >> 1)
@@ -277,8 +277,7 @@ def _load_digits() -> Dataset:
     x_train, x_test, y_train, y_test = train_test_split(
         images, labels.astype(np.int64), train_size=1_400, stratify=labels, random_state=0
     )
-    arrays = (x_train, y_train, x_test, y_test)
-    return Dataset("digits", _DATA["digits"], *arrays, tuple("0123456789"))
+    return Dataset("digits", _DATA["digits"], x_train, y_train, x_test, y_test, tuple("0123456789"))
 
 
 def _check_size(argument: str, size: int | None, images: np.ndarray, title: str) -> int | None:
