@@ -129,8 +129,9 @@ def build_dense_network(
     parameters: 2,386,000 by default. The layers are `hidden_1`, `hidden_2`, ... and `logits`.
     """
     sizes = (*input_shape, *units, num_classes)
-    if not all(isinstance(size, int) and size > 0 for size in sizes):
-        raise ValueError(f"Sizes must be positive integers, received {sizes}.")
+    whole = all(isinstance(size, int | np.integer) and size > 0 for size in sizes)
+    if not (whole and input_shape and units):
+        raise ValueError(f"Sizes must be one or more positive integers, received {sizes}.")
     network = keras.Sequential([keras.Input(tuple(input_shape), dtype="uint8")])
     network.add(keras.layers.Rescaling(1 / 255, name="rescaling"))
     network.add(keras.layers.Flatten(name="flatten"))
