@@ -35,6 +35,7 @@ from keras_pruning.plots import (
 # fmt: on
 
 _DATA = {"mnist": "MNIST", "fashion_mnist": "Fashion-MNIST", "digits": "Digits (scikit-learn, 8×8)"}
+_DIGITS_SIZES = {"train_size": 1_400, "test_size": 397}
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +77,7 @@ def load_dataset(
     `TFDS_DATA_DIR` names, or else from `~/tensorflow_datasets`; once prepared there, they need no
     network. The digits come with scikit-learn. A size keeps only so many images, the first ones.
     """
-    if name not in _DATA:
+    if name not in [*_DATA]:
         raise ValueError(f"Unknown data set {name!r}. Known are {[*_DATA]}.")
     data = _load_digits() if name == "digits" else _load_with_tfds(name)
     train_size = _check_size("train_size", train_size, data.x_train, data.title)
@@ -100,11 +101,12 @@ def load_datasets(
 
     The reason is printed. The digits come once, and whole where they are fewer than asked for.
     """
-    if isinstance(names, str) or not names or not set(names) <= set(_DATA):
-        raise ValueError(f"names must be a list with some of {[*_DATA]}, received {names!r}.")
-    sizes = {"train_size": train_size, "test_size": test_size}
-    most = {"train_size": 1_400, "test_size": 397}  # digits
-    few = {part: size and min(size, most[part]) for part, size in sizes.items()}
+    known, names = [*_DATA], names if isinstance(names, str) else list(names)
+    if isinstance(names, str) or not names or not all(name in known for name in names):
+        raise ValueError(f"names must be a list with some of {known}, received {names!r}.")
+    given = {"train_size": train_size, "test_size": test_size}
+    sizes = {part: _whole(part, size) for part, size in given.items() if size is not None}
+    few = {part: min(size, _DIGITS_SIZES[part]) for part, size in sizes.items()}
     datasets = {}
     for name in names:
         try:
@@ -128,18 +130,18 @@ def build_dense_network(
     Without biases every parameter is a weight of a kernel, so that counting weights is counting
     parameters: 2,386,000 by default. The layers are `hidden_1`, `hidden_2`, ... and `logits`.
     """
-    sizes = (*input_shape, *units, num_classes)
-    whole = all(isinstance(size, int | np.integer) and size > 0 for size in sizes)
-    if not (whole and input_shape and units):
-        raise ValueError(f"Sizes must be one or more positive integers, received {sizes}.")
-    network = keras.Sequential([keras.Input(tuple(input_shape), dtype="uint8")])
+    input_shape = [_whole("input_shape", size) for size in input_shape]
+    widths = [_whole("units or num_classes", size) for size in (*units, num_classes)]
+    if not input_shape or len(widths) == 1:
+        raise ValueError("input_shape and units must hold one size or more, not none.")
+    network = keras.Sequential([keras.Input(input_shape, dtype="uint8")])
     network.add(keras.layers.Rescaling(1 / 255, name="rescaling"))
     network.add(keras.layers.Flatten(name="flatten"))
-    names = [*(f"hidden_{number}" for number in range(1, len(units) + 1)), "logits"]
-    seeds = np.random.SeedSequence(seed).generate_state(len(names))  # a layer each
-    for name, width, layer_seed in zip(names, [*units, num_classes], seeds, strict=True):
+    names = [*(f"hidden_{number}" for number in range(1, len(widths))), "logits"]
+    seeds = np.random.default_rng(int(seed)).integers(2**31, size=len(names)).tolist()
+    for name, width, layer_seed in zip(names, widths, seeds, strict=True):
         activation = None if name == "logits" else "relu"
-        start = keras.initializers.GlorotUniform(int(layer_seed) >> 1)
+        start = keras.initializers.GlorotUniform(layer_seed)
         options = {"use_bias": False, "kernel_initializer": start, "name": name}
         network.add(keras.layers.Dense(width, activation, **options))
     return network
@@ -167,37 +169,31 @@ def train(
 ) -> TrainingResult:
     """Trains a network that gives one logit a class, in place, and tests it.
 
-    Adam minimises the cross-entropy, and a cosine takes the learning rate down to a tenth
-    (Loshchilov & Hutter 2017). So the network stays compiled: a later `fit` goes on at that lower
-    rate, a later `train` begins anew. No `epochs` are 5, or as many as 500 steps need where images
-    are few. The seed fixes the order of the images. Callbacks are Keras's, such as `KeepZeros()`.
-
-    >>> digits = load_dataset("digits")
-    >>> network = build_dense_network(digits.image_shape, units=(50,))
-    >>> train(network, digits, verbose=False).accuracy > 0.9
-    True
+    Adam minimises the cross-entropy, and a cosine takes the learning rate down to 0 (Loshchilov &
+    Hutter 2017). Afterwards the network is compiled with plain SGD, for a `fit` of your own. No
+    `epochs` are 5, or as many as 500 steps need where images are few. The seed fixes the order of
+    the images. Callbacks are Keras's, such as `KeepZeros()`.
     """
     _check_data(network, data)
-    given = {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate}
-    for argument, number in given.items():
-        if number is not None and not 0 < number < math.inf:
-            raise ValueError(f"{argument} must be a positive number, received {number!r}.")
-    steps = math.ceil(len(data.x_train) / batch_size)  # an epoch
-    epochs = max(5, math.ceil(500 / steps)) if epochs is None else epochs
+    if not 0 < learning_rate < math.inf:
+        raise ValueError(f"learning_rate must be a positive number, received {learning_rate!r}.")
+    steps = math.ceil(len(data.x_train) / _whole("batch_size", batch_size))  # an epoch
+    epochs = max(5, math.ceil(500 / steps)) if epochs is None else _whole("epochs", epochs)
 
     def show(epoch: int, logs: dict[str, float]) -> None:
         progress = f"epoch {epoch + 1}/{epochs}, loss {logs['loss']:.3f}"
         print(f"\r{data.title}: {progress}, accuracy {logs['accuracy']:.2%}", end="", flush=True)
 
     keras.utils.set_random_seed(seed)
-    schedule = keras.optimizers.schedules.CosineDecay(learning_rate, epochs * steps, alpha=0.1)
+    schedule = keras.optimizers.schedules.CosineDecay(learning_rate, epochs * steps)
     cross_entropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     network.compile(keras.optimizers.Adam(schedule), cross_entropy, metrics=["accuracy"])
-    shown = [keras.callbacks.LambdaCallback(on_epoch_end=show)] if verbose else []
-    options = {"batch_size": batch_size, "epochs": epochs, "callbacks": [*callbacks, *shown]}
+    shown = [*callbacks, keras.callbacks.LambdaCallback(on_epoch_end=show if verbose else None)]
     start = time.perf_counter()
-    network.fit(data.x_train, data.y_train, **options, verbose=0)
+    network.fit(data.x_train, data.y_train, batch_size, epochs, verbose=0, callbacks=shown)
     seconds = time.perf_counter() - start
+    # The schedule has ended at 0, and Adam's moments would triple the size of a saved file.
+    network.compile(keras.optimizers.SGD(learning_rate), cross_entropy, metrics=["accuracy"])
     loss, accuracy = network.evaluate(data.x_test, data.y_test, batch_size=1_000, verbose=0)
     if verbose:
         passes = "1 epoch" if epochs == 1 else f"{epochs} epochs"
@@ -243,7 +239,7 @@ def _load_with_tfds(name: str) -> Dataset:
         raise
     except Exception as error:  # of the network, the disk, TFDS, TensorFlow: of almost any kind
         what = "is damaged or incomplete" if is_prepared else "could not be downloaded"
-        reason = " ".join(str(error).rpartition("}} ")[-1].split())  # without names of nodes
+        reason = " ".join(str(error).rpartition("}} ")[-1].partition(" [Op:")[0].split())
         remedy = "Delete this folder" if is_prepared else "Connect to the internet"
         raise DataUnavailableError(
             f"{title} in {directory} {what} ({type(error).__name__}: {reason}). {remedy} and try "
@@ -259,7 +255,7 @@ def _check_reachable(url: str, file: str, timeout_seconds: float = 3.0) -> None:
     answers = []
 
     def ask() -> None:
-        with contextlib.suppress(requests.RequestException):
+        with contextlib.suppress(Exception):  # of whatever kind: no answer
             answers.append(requests.head(url + file, timeout=timeout_seconds, allow_redirects=True))
 
     thread = threading.Thread(target=ask, daemon=True)  # the look-up of a name may hang in it
@@ -275,24 +271,28 @@ def _load_digits() -> Dataset:
 
     pixels, labels = load_digits(return_X_y=True)  # of 17 grey levels
     images = np.rint(pixels.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
-    x_train, x_test, y_train, y_test = train_test_split(
-        images, labels.astype(np.int64), train_size=1_400, stratify=labels, random_state=0
-    )
+    split = {**_DIGITS_SIZES, "stratify": labels, "random_state": 0}
+    x_train, x_test, y_train, y_test = train_test_split(images, labels.astype(np.int64), **split)
     return Dataset("digits", _DATA["digits"], x_train, y_train, x_test, y_test, tuple("0123456789"))
 
 
 def _check_size(argument: str, size: int | None, images: np.ndarray, title: str) -> int | None:
-    if size is None or size == len(images):
-        return None
-    if size is True or not isinstance(size, int | np.integer) or not 1 <= size < len(images):
+    if size is not None and _whole(argument, size) > len(images):
         raise ValueError(f"{title} has {len(images):,} images, so {argument} cannot be {size!r}.")
-    return size
+    return None if size == len(images) else size
+
+
+def _whole(argument: str, number: int) -> int:
+    if isinstance(number, bool) or not isinstance(number, int | np.integer) or number < 1:
+        raise ValueError(f"{argument}: a positive whole number is needed, received {number!r}.")
+    return int(number)
 
 
 def _check_data(network: keras.Model, data: Dataset) -> None:
-    counts = [len(part) for part in (data.x_train, data.y_train, data.x_test, data.y_test)]
-    if 0 in counts or counts[::2] != counts[1::2]:
-        raise ValueError(f"{data.title} needs a label for each image; it has {counts} of them.")
+    train, test = (data.x_train, data.y_train, "training"), (data.x_test, data.y_test, "test")
+    for x, y, part in (train, test):
+        if not len(x) or len(x) != len(y):
+            raise ValueError(f"{data.title} has {len(x):,} {part} images and {len(y):,} labels.")
     shape = getattr(network, "input_shape", None)  # a model that was never called has none
     fitting = (data.image_shape, (*data.image_shape, 1))  # Keras appends the channel
     if isinstance(shape, tuple) and None not in shape[1:] and shape[1:] not in fitting:

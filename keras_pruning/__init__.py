@@ -26,6 +26,15 @@ if TYPE_CHECKING:
         unit_mask,
         weight_mask,
     )
+    from keras_pruning.recovery import (
+        GradualPruning,
+        KeepZeros,
+        keep_zeros,
+        polynomial_sparsity,
+        prune_iteratively,
+        reconstruct,
+        rewind,
+    )
     from keras_pruning.studies import (
         experiment,
         limit_threads,
@@ -34,14 +43,6 @@ if TYPE_CHECKING:
         sensitivity_sweep,
         sparsity_sweep,
         suggest_sparsities,
-    )
-    from keras_pruning.training import (
-        GradualPruning,
-        KeepZeros,
-        keep_zeros,
-        polynomial_sparsity,
-        prune_iteratively,
-        rewind,
     )
 
 __version__ = "0.1.0"
@@ -66,6 +67,7 @@ __all__ = [
     "prune_iteratively",
     "prune_units",
     "prune_weights",
+    "reconstruct",
     "rewind",
     "sensitivity_sweep",
     "shrink",
@@ -78,7 +80,7 @@ __all__ = [
 ]
 
 # The rooms of the house from the floor up: each imports only from those before it.
-_ROOMS = ("models", "channels", "pruning", "training", "inference", "measuring", "studies")
+_ROOMS = ("models", "channels", "pruning", "inference", "recovery", "measuring", "studies")
 _BACKENDS = ("tensorflow", "jax", "torch")
 
 _installed = [name for name in _BACKENDS if importlib.util.find_spec(name)]

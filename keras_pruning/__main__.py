@@ -13,7 +13,7 @@ from keras_pruning import import_with_keras
 
 __all__ = ["main"]
 
-_PROGRAM = "python -m keras_pruning"
+_PROGRAM = "keras-pruning"
 _EXAMPLES = (
     "summary model.keras -o layers.csv",
     "prune model.keras --method weights --sparsity 0.9 -o sparse.keras",

@@ -1,4 +1,4 @@
-"""What the commands of `python -m keras_pruning` do."""
+"""What the commands of `keras-pruning` do."""
 
 import argparse
 import contextlib

@@ -390,7 +390,7 @@ def test_help_has_examples(command, capsys):
     with pytest.raises(SystemExit) as ended:
         main([*command, "--help"])
     assert ended.value.code == 0
-    assert "examples:\n  python -m keras_pruning " in capsys.readouterr().out
+    assert "examples:\n  keras-pruning " in capsys.readouterr().out
 
 
 @pytest.mark.slow

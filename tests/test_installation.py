@@ -55,6 +55,11 @@ x, y = np.zeros((6, 4)), np.zeros(6, int)
 NEEDS_EXTRA = {
     "plots": ("matplotlib", "import keras_pruning.plots"),
     "panel": ("ipywidgets", "from keras_pruning.plots.panel import explore; explore(model, x, y)"),
+    "litert": (
+        "ai_edge_litert",  # and of TensorFlow, which has an interpreter too, that alone
+        "import sys, types; sys.modules['tensorflow'] = types.ModuleType('tensorflow')\n"
+        "from keras_pruning.measuring.export import _interpreter_class; _interpreter_class()",
+    ),
     "cluster": (
         "distributed",
         "from keras_pruning import commands; commands._dask_client('tcp://127.0.0.1:1')",

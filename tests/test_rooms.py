@@ -12,7 +12,7 @@ import pytest
 import keras_pruning
 
 LIBRARY = Path(keras_pruning.__file__).parent
-ORDER = ("models", "channels", "pruning", "training", "inference", "measuring", "studies", "plots")
+ORDER = ("models", "channels", "pruning", "inference", "recovery", "measuring", "studies", "plots")
 
 
 def imports_of(file: Path) -> set[str]:
@@ -50,6 +50,7 @@ def test_a_room_imports_from_the_rooms_below_it_alone_and_only_what_they_offer()
         for name in imported:
             other = name.split(".")[1] if "." in name else ""
             assert other in ORDER, f"{module} imports from the root"
+            assert name != f"keras_pruning.{room}", f"{module} imports its own room whole"
             if other != room:
                 assert ORDER.index(other) < ORDER.index(room), f"{module} imports {name}"
                 module_file = (

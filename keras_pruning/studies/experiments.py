@@ -17,6 +17,7 @@ import pandas as pd
 
 from keras_pruning.models import check_data, kernel_layers
 from keras_pruning.pruning import Scope, check_count, check_sparsity
+from keras_pruning.recovery import keep_zeros
 from keras_pruning.studies.store import open_store, set_aside, task_path, write_whole
 from keras_pruning.studies.sweep import (
     METHODS,
@@ -35,7 +36,6 @@ from keras_pruning.studies.workers import (
     model_from_bytes,
     model_to_bytes,
 )
-from keras_pruning.training import keep_zeros
 
 __all__ = ["experiment"]
 

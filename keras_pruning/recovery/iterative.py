@@ -16,7 +16,7 @@ from keras_pruning.pruning import (
     prune_weights,
     pruned_share,
 )
-from keras_pruning.training.finetune import keep_zeros, pruned_in, put_zeros
+from keras_pruning.recovery.finetune import keep_zeros, pruned_in, put_zeros
 
 __all__ = ["prune_iteratively", "rewind"]
 

@@ -8,7 +8,7 @@ import pytest
 from keras import layers as kl
 
 import keras_pruning as kp
-from keras_pruning.training.iterative import prune_iteratively, rewind
+from keras_pruning.recovery.iterative import prune_iteratively, rewind
 
 
 def network(units=16, **options):

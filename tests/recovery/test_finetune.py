@@ -13,8 +13,8 @@ import pytest
 from keras import layers as kl
 
 import keras_pruning as kp
-from keras_pruning.training.finetune import KeepZeros, keep_zeros
-from keras_pruning.training.gradual import GradualPruning, polynomial_sparsity
+from keras_pruning.recovery.finetune import KeepZeros, keep_zeros
+from keras_pruning.recovery.gradual import GradualPruning, polynomial_sparsity
 
 BACKEND = keras.backend.backend()
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)

@@ -25,7 +25,7 @@ from keras_pruning.pruning import (
     warn_of_emptied,
     weight_masks,
 )
-from keras_pruning.training.finetune import (
+from keras_pruning.recovery.finetune import (
     KeepZeros,
     model_optimizers,
     moving_averages,

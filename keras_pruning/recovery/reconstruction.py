@@ -1,0 +1,364 @@
+"""The accuracy back without labels: what is left of each layer is refitted to what it sent before.
+
+Hassibi & Stork 1993, "Second order derivatives for network pruning: Optimal Brain Surgeon", and
+layer by layer He, Zhang & Sun 2017, "Channel Pruning for Accelerating Very Deep Neural Networks",
+Dong et al. 2017, "Learning to Prune Deep Neural Networks via Layer-wise Optimal Brain Surgeon".
+"""
+
+import contextlib
+import math
+import numbers
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, overload
+
+import keras
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from keras import layers as kl
+from tqdm import tqdm
+
+from keras_pruning.models import (
+    all_layers,
+    as_arrays,
+    copy_model,
+    count_examples,
+    kernel_layers,
+    without_lora,
+)
+from keras_pruning.pruning import check_count
+from keras_pruning.recovery.least_squares import ridge_step
+from keras_pruning.recovery.linear_maps import LinearMap, linear_maps
+
+__all__ = ["reconstruct"]
+
+Array = npt.NDArray[Any]
+See = Callable[[Any, Any], None]  # takes the input and the output of a call
+
+_ROWS = 40_000  # that a layer is fitted to, at the most: a convolution has one a place
+_MOST_FEATURES = 8192  # their products take 0.5 GiB
+_COLUMNS = ("layer", "done", "error_before", "error_after")
+
+
+@overload
+def reconstruct(
+    pruned: keras.Model,
+    original: keras.Model,
+    x: Any,
+    *,
+    damping: float = ...,
+    batch_size: int = ...,
+    report: Literal[False] = False,
+    progress: bool = ...,
+) -> keras.Model: ...
+@overload
+def reconstruct(
+    pruned: keras.Model,
+    original: keras.Model,
+    x: Any,
+    *,
+    damping: float = ...,
+    batch_size: int = ...,
+    report: Literal[True],
+    progress: bool = ...,
+) -> tuple[keras.Model, pd.DataFrame]: ...
+def reconstruct(
+    pruned: keras.Model,
+    original: keras.Model,
+    x: Any,
+    *,
+    damping: float = 0.01,
+    batch_size: int = 256,
+    report: bool = False,
+    progress: bool = True,
+) -> keras.Model | tuple[keras.Model, pd.DataFrame]:
+    """Returns the pruned model with the weights that are left refitted to the original's answers.
+
+    Layer after layer, in the order in which the model calls them, the weights and biases that
+    are not zero are chosen such that the layer's sums, before its activation, come as near as
+    possible to those in the original, by least squares over the inputs `x`. A layer is fitted to
+    what the refitted layers before it send, so that errors do not add up. No labels are
+    needed, and some thousand inputs, of the training data, are enough. Zeros stay zero.
+
+    Refitted are Dense, EinsumDense and all convolutions, wherever they stand in the model; the
+    moving statistics of a BatchNormalization follow the change of what it hears. Other layers
+    stay as they are; the report names them.
+
+    Args:
+        pruned: A built Keras model. It is not changed.
+        original: The model as it was before pruning, of the same layers.
+        x: Inputs, shape `(examples, ...)`, or a list or dict of such arrays; or a finite
+            `tf.data.Dataset`, `PyDataset` or `DataLoader`, read once into memory.
+        damping: How strongly the weights are held where they are, where the inputs tell
+            little: a positive number, relative to the mean square of a layer's inputs.
+        batch_size: Inputs at a time. Fewer take less memory.
+        report: Whether to return a table as well.
+        progress: Whether to print a bar.
+
+    Returns:
+        A new model, compiled as `pruned` is. With `report=True` also a DataFrame, a row a
+        layer: `layer`; `done`, what was done with it; `error_before` and `error_after`, the
+        distance of its sums from those in the original, as a share of their norm.
+
+    Raises:
+        TypeError: If one is no Keras model, or `x` holds no arrays.
+        ValueError: If the models differ in their layers, none of them can be refitted, `x` is
+            empty or not finite or does not fit the model, or `damping` is not positive.
+
+    Example:
+    >>> x = np.random.default_rng(0).normal(size=(100, 8)).astype("float32")
+    >>> original = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)])
+    >>> kernel, bias = original.get_weights()
+    >>> pruned = keras.models.clone_model(original)
+    >>> pruned.set_weights([kernel * (np.abs(kernel) > 0.3), bias])
+    >>> mended = reconstruct(pruned, original, x, progress=False)
+    >>> int(np.count_nonzero(mended.get_weights()[0])) == int((np.abs(kernel) > 0.3).sum())
+    True
+    """
+    if not isinstance(damping, numbers.Real) or not 0 < damping < math.inf:
+        raise ValueError(f"damping must be a positive number. Received: damping={damping!r}")
+    check_count("batch_size", batch_size)
+    batches = _batches(x, batch_size)
+    original = without_lora(original)
+    result = copy_model(pruned)
+    twins = _twins(result, original)
+    names = {id(entry.layer): entry.name for entry in kernel_layers(result)}
+    calls = _calls(result, batches[0])
+    rows = []
+    for layer, count in tqdm(
+        calls, "Reconstruct", disable=not progress, file=sys.stdout, unit="layer"
+    ):
+        place = _Place(result, original, layer, twins[id(layer)], count, batches)
+        if isinstance(layer, kl.BatchNormalization):
+            _adjust_statistics(place)
+            rows.append((layer.name, "statistics adjusted", None, None))
+        else:
+            rows.append((names[id(layer)], *_refit(place, damping)))
+    called = {id(layer) for layer, _ in calls}
+    left = {n: "left: of a kind that is not known" for i, n in names.items() if i not in called}
+    rows += [(name, why, None, None) for name, why in left.items()]
+    if not any(done == "refitted" for _, done, *_ in rows):
+        raise ValueError(
+            f"Model '{pruned.name}' has no layer that can be refitted: Dense, EinsumDense and "
+            f"convolutions are. Its layers with kernels: {sorted(names.values())}"
+        )
+    return (result, pd.DataFrame(rows, columns=_COLUMNS)) if report else result
+
+
+def _batches(x: Any, size: int) -> list[Any]:
+    x, _ = as_arrays(x)
+    count = count_examples(x)
+    if not all(np.isfinite(a).all() for a in keras.tree.flatten(x) if a.dtype.kind == "f"):
+        raise ValueError("x holds NaN or infinite numbers. Leave these examples out.")
+
+    def part(start: int) -> Any:
+        return keras.tree.map_structure(lambda array: array[start : start + size], x)
+
+    return [part(start) for start in range(0, count, size)]
+
+
+def _twins(model: keras.Model, original: keras.Model) -> dict[int, keras.Layer]:
+    """Returns the layer of the original in the place of each layer, by its id."""
+    ours, theirs = all_layers(model), all_layers(original)
+
+    def built(layers: list[keras.Layer]) -> list[Any]:
+        return [(type(x).__name__, [tuple(w.shape) for w in x.weights]) for x in layers]
+
+    if built(ours) != built(theirs):
+        raise ValueError(
+            f"Model '{original.name}' has other layers, or layers of other sizes, than the pruned "
+            f"model '{model.name}'. Give the model that was pruned, before shrink."
+        )
+    return {id(layer): twin for layer, twin in zip(ours, theirs, strict=True)}
+
+
+def _calls(model: keras.Model, batch: Any) -> list[tuple[keras.Layer, int]]:
+    """Returns the layers that can be mended in the order of their calls, and how many those are."""
+    calls: dict[int, int] = {}
+    layers = {}
+    with contextlib.ExitStack() as stack:
+        for layer in all_layers(model):
+            if isinstance(layer, kl.BatchNormalization) or linear_maps(layer):
+                layers[id(layer)] = layer
+
+                def see(x: Any, y: Any, key: int = id(layer)) -> None:
+                    calls[key] = calls.get(key, 0) + 1
+
+                stack.enter_context(_seen(layer, see))
+        model(batch, training=False)
+    return [(layers[key], count) for key, count in calls.items()]
+
+
+@contextlib.contextmanager
+def _seen(layer: keras.Layer, see: See) -> Iterator[None]:
+    """Shows the calls of a layer to a function meanwhile."""
+    call, own = layer.call, vars(layer).get("call")
+
+    def shown(*args: Any, **kwargs: Any) -> Any:
+        y = call(*args, **kwargs)
+        see(args[0] if args else next(iter(kwargs.values())), y)
+        return y
+
+    layer.call = shown
+    try:
+        yield
+    finally:
+        if own is None:
+            del layer.call
+        else:
+            layer.call = own
+
+
+class _Reached(BaseException):  # no Exception, which Keras would wrap in one of its own
+    """A layer has been called for the last time: the rest of the model need not run."""
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A layer in the model to mend, and its twin in the original."""
+
+    model: keras.Model
+    original: keras.Model
+    layer: keras.Layer
+    twin: keras.Layer
+    count: int  # of its calls
+    batches: list[Any]
+
+    def inputs(self) -> Iterator[tuple[Array, Array]]:
+        """Yields what the layer and its twin hear, batch after batch and call after call."""
+        for batch in self.batches:
+            ours = self._calls(self.model, self.layer, batch)
+            theirs = self._calls(self.original, self.twin, batch)
+            yield from ((x, x_twin) for (x, _), (x_twin, _) in zip(ours, theirs, strict=True))
+
+    def example(self) -> tuple[Array, Array]:
+        """Returns the first input and output of the twin."""
+        return self._calls(self.original, self.twin, self.batches[0])[0]
+
+    def _calls(self, model: keras.Model, layer: keras.Layer, batch: Any) -> list[Any]:
+        calls: list[tuple[Array, Array]] = []
+
+        def see(x: Any, y: Any) -> None:
+            calls.append((_array(x), _array(y)))
+            if len(calls) == self.count:
+                raise _Reached
+
+        with _seen(layer, see), contextlib.suppress(_Reached):
+            model(batch, training=False)
+        return calls
+
+
+def _refit(place: _Place, damping: float) -> tuple[str, float | None, float | None]:
+    """Refits a layer's kernels and bias; returns what was done, and its error before and after."""
+    ours, theirs = linear_maps(place.layer), linear_maps(place.twin)
+    if max(_matrix(part).shape[1] for part in ours) > _MOST_FEATURES:
+        return f"left: more than {_MOST_FEATURES:,} inputs a unit", None, None
+    if not _is_understood(place, theirs):
+        return "left: it computes more than its kernel says", None, None
+    errors = [
+        _refit_product(place, ours[: number + 1], theirs[: number + 1], damping)
+        for number in range(len(ours))
+    ]
+    return "refitted", *errors[-1]
+
+
+def _is_understood(place: _Place, maps: list[LinearMap]) -> bool:
+    """Whether the products give what the layer gives, on some rows of the first batch."""
+    x, y = place.example()
+    wanted = np.arange(min(maps[0].count(x), 100))
+    sums = _product(maps[-1], _rows(maps, x, wanted)).reshape(len(wanted), -1)
+    activation = getattr(place.twin, "activation", None)
+    if activation is not None:
+        sums = _array(activation(keras.ops.convert_to_tensor(sums)))
+    answers = maps[-1].answers(y)[wanted]
+    return np.allclose(sums, answers, rtol=1e-2, atol=1e-2 * np.abs(answers).max(initial=0))
+
+
+def _refit_product(
+    place: _Place, ours: list[LinearMap], theirs: list[LinearMap], damping: float
+) -> tuple[float, float]:
+    """Refits the last of a layer's products."""
+    part, twin = ours[-1], theirs[-1]
+    weights = _matrix(part)  # (groups, features, units)
+    features = weights.shape[1]
+    if part.bias is not None:  # one more feature, that is always 1
+        bias = _array(part.bias).reshape(len(weights), 1, -1)
+        weights = np.concatenate([weights, bias], axis=1)
+    keep = weights != 0
+    alive = keep.any(axis=1).reshape(-1)  # of all groups in a row
+    gram = np.zeros((len(weights), weights.shape[1], weights.shape[1]))
+    cross = np.zeros(weights.shape)
+    squares = np.zeros(2)  # of the errors, and of the original's sums
+    rng = np.random.default_rng(0)
+    for x, x_twin in place.inputs():
+        wanted = _sample(part.count(x), math.ceil(_ROWS / len(place.batches) / place.count), rng)
+        rows, rows_twin = _rows(ours, x, wanted), _rows(theirs, x_twin, wanted)
+        goal = _product(twin, rows_twin)
+        error = goal - _product(part, rows)
+        if part.bias is not None:
+            rows = np.concatenate([rows, np.ones_like(rows[..., :1])], axis=-1)
+        for group in range(len(weights)):
+            gram[group] += rows[:, group].T @ rows[:, group]
+            cross[group] += rows[:, group].T @ error[:, group]
+        for number, sums in enumerate((error, goal)):
+            squares[number] += np.square(sums.reshape(len(sums), -1)[:, alive], dtype=float).sum()
+    step = np.stack([ridge_step(*one, damping) for one in zip(gram, cross, keep, strict=True)])
+    gain = 2 * (step * cross).sum() - (step * (gram @ step)).sum()
+    changed = (weights + step).astype(weights.dtype)
+    changed = np.where(keep & (changed == 0), weights, changed)  # a zero would be a pruned weight
+    part.kernel.assign(part.to_kernel(changed[:, :features]))
+    if part.bias is not None:
+        part.bias.assign(changed[:, features:].reshape(part.bias.shape))
+    norm = math.sqrt(squares[1]) or 1.0
+    return math.sqrt(squares[0]) / norm, math.sqrt(max(squares[0] - gain, 0.0)) / norm
+
+
+def _sample(count: int, most: int, rng: np.random.Generator) -> Array:
+    return np.arange(count) if count <= most else rng.choice(count, most, replace=False)
+
+
+def _rows(maps: list[LinearMap], x: Array, wanted: Array) -> Array:
+    """Returns what the last of a layer's products multiplies."""
+    rows = maps[0].rows(x, wanted)
+    for part in maps[:-1]:
+        rows = _product(part, rows).reshape(len(rows), 1, -1)
+    return rows
+
+
+def _product(part: LinearMap, rows: Array) -> Array:
+    """Returns the sums, `(rows, groups, units)`."""
+    sums = np.matmul(rows.swapaxes(0, 1), _matrix(part)).swapaxes(0, 1)
+    return sums if part.bias is None else sums + _array(part.bias).reshape(1, *sums.shape[1:])
+
+
+def _matrix(part: LinearMap) -> Array:
+    return part.to_matrix(_array(part.kernel))
+
+
+def _array(tensor: Any) -> Array:
+    """Returns the values, of a type that NumPy computes with."""
+    array = keras.ops.convert_to_numpy(tensor)
+    return array if array.dtype in (np.float32, np.float64) else array.astype(np.float32)
+
+
+def _adjust_statistics(place: _Place) -> None:
+    """Moves the statistics of a BatchNormalization as those of what it hears have moved.
+
+    Not to the statistics of x themselves: those of the training are of more data.
+    """
+    layer = place.layer
+    totals = np.zeros((2, 3, layer.moving_mean.shape[0]))  # in both models: count, sum, squares
+    for heard in place.inputs():
+        for total, x in zip(totals, heard, strict=True):
+            x = np.moveaxis(x, layer.axis, -1).reshape(-1, total.shape[1]).astype(np.float64)
+            total += [np.full(x.shape[1], len(x)), x.sum(axis=0), np.square(x).sum(axis=0)]
+    count, total, squares = totals.transpose(1, 0, 2)
+    mean = total / count
+    variance = np.maximum(squares / count - mean**2, 0)
+    alive = (variance > 0).all(axis=0)  # of a pruned unit the statistics are kept
+    ratio = np.divide(variance[0], variance[1], out=np.ones_like(mean[0]), where=alive)
+    moved = np.where(alive, mean[0] - mean[1], 0)
+    layer.moving_mean.assign(_array(layer.moving_mean) + moved)
+    layer.moving_variance.assign(_array(layer.moving_variance) * ratio)
