@@ -138,10 +138,10 @@ def build_dense_network(
     network.add(keras.layers.Rescaling(1 / 255, name="rescaling"))
     network.add(keras.layers.Flatten(name="flatten"))
     names = [*(f"hidden_{number}" for number in range(1, len(widths))), "logits"]
-    seeds = np.random.default_rng(int(seed)).integers(2**31, size=len(names)).tolist()
+    seeds = np.random.SeedSequence(int(seed)).generate_state(len(names)) >> 1  # below 2**31
     for name, width, layer_seed in zip(names, widths, seeds, strict=True):
         activation = None if name == "logits" else "relu"
-        start = keras.initializers.GlorotUniform(layer_seed)
+        start = keras.initializers.GlorotUniform(int(layer_seed))
         options = {"use_bias": False, "kernel_initializer": start, "name": name}
         network.add(keras.layers.Dense(width, activation, **options))
     return network
