@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         measure,
     )
     from keras_pruning.pruning import (
+        activation_scores,
         n_of_m_mask,
         prunable_layers,
         prune_units,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
         KeepZeros,
         keep_zeros,
         polynomial_sparsity,
+        prune_in_steps,
         prune_iteratively,
         reconstruct,
         rewind,
@@ -52,6 +54,7 @@ __all__ = [
     "Latency",
     "Measurement",
     "SparseModel",
+    "activation_scores",
     "compare",
     "experiment",
     "export_litert",
@@ -64,6 +67,7 @@ __all__ = [
     "n_of_m_mask",
     "polynomial_sparsity",
     "prunable_layers",
+    "prune_in_steps",
     "prune_iteratively",
     "prune_units",
     "prune_weights",

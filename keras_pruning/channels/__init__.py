@@ -4,9 +4,10 @@
 """
 
 from keras_pruning.channels.shrinking import shrink
-from keras_pruning.channels.walk import prunable_groups
+from keras_pruning.channels.walk import channel_readers, prunable_groups
 
 __all__ = [
+    "channel_readers",
     "prunable_groups",
     "shrink",
 ]

@@ -10,7 +10,7 @@ from keras_pruning.channels.graph import Call, ChannelGraph, IntArray, NoRule, S
 from keras_pruning.channels.rules import rule_of
 from keras_pruning.models import batch_norms_after, functional_graph, kernel_layers, nodes_in_order
 
-__all__ = ["prunable_groups", "trace_channels"]
+__all__ = ["channel_readers", "prunable_groups", "trace_channels"]
 
 
 def trace_channels(
@@ -47,6 +47,24 @@ def prunable_groups(
         return None
     groups = graph.groups()
     return {layer: groups[ids] for layer, ids in graph.units.items()}, graph.reasons(groups)
+
+
+def channel_readers(
+    model: keras.Model,
+) -> tuple[dict[keras.Layer, IntArray], dict[keras.Layer, IntArray]] | None:
+    """Returns which channels layers make and which they sum over, both by ids.
+
+    Returns:
+        For each layer that makes units the id of each, shape `(units,)`, one for all units that
+        can only go together; and for each layer that sums over channels those of its inputs,
+        shape `(channels,)`. `None` for a model that shows no graph.
+    """
+    graph = trace_channels(model, what_if=())
+    if graph is None:
+        return None
+    groups = graph.groups()
+    made = {layer: groups[ids] for layer, ids in graph.units.items()}
+    return made, {layer: groups[fold.ids] for layer, fold in graph.folds.items()}
 
 
 def _fresh(graph: ChannelGraph, shape: Shape, reason: str) -> Signal:

@@ -4,6 +4,7 @@ The floor of the house: Keras is known here, pruning is not.
 """
 
 from keras_pruning.models.arrays import as_arrays, check_data, count_examples
+from keras_pruning.models.calls import as_floats, calls_in_order, calls_of
 from keras_pruning.models.copies import (
     compile_for_inference,
     compile_like,
@@ -25,12 +26,17 @@ from keras_pruning.models.functional import (
     own_weights,
 )
 from keras_pruning.models.kernels import KernelLayer, kernel_layers
+from keras_pruning.models.products import LinearMap, linear_maps
 
 __all__ = [
     "KernelLayer",
+    "LinearMap",
     "all_layers",
     "as_arrays",
+    "as_floats",
     "batch_norms_after",
+    "calls_in_order",
+    "calls_of",
     "check_data",
     "compile_for_inference",
     "compile_like",
@@ -41,6 +47,7 @@ __all__ = [
     "functional_graph",
     "kernel_layers",
     "linear_chain",
+    "linear_maps",
     "loss_head",
     "model_config",
     "model_from_config",

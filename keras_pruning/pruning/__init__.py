@@ -3,6 +3,7 @@
 The two rules of the tutorial, by weight magnitude and by unit norm, stand in `masks`.
 """
 
+from keras_pruning.pruning.activation import activation_scores
 from keras_pruning.pruning.masks import (
     check_count,
     check_sparsity,
@@ -29,6 +30,7 @@ from keras_pruning.pruning.summaries import pruned_share, summary
 from keras_pruning.pruning.taylor import taylor_scores
 
 __all__ = [
+    "activation_scores",
     "Read",
     "Scope",
     "Score",

@@ -5,6 +5,7 @@ Callbacks change the model that is being fitted; everywhere else a model is copi
 
 from keras_pruning.recovery.finetune import KeepZeros, keep_zeros
 from keras_pruning.recovery.gradual import GradualPruning, polynomial_sparsity
+from keras_pruning.recovery.in_steps import prune_in_steps
 from keras_pruning.recovery.iterative import prune_iteratively, rewind
 from keras_pruning.recovery.reconstruction import reconstruct
 
@@ -13,6 +14,7 @@ __all__ = [
     "KeepZeros",
     "keep_zeros",
     "polynomial_sparsity",
+    "prune_in_steps",
     "prune_iteratively",
     "reconstruct",
     "rewind",

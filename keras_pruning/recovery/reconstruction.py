@@ -5,11 +5,10 @@ layer by layer He, Zhang & Sun 2017, "Channel Pruning for Accelerating Very Deep
 Dong et al. 2017, "Learning to Prune Deep Neural Networks via Layer-wise Optimal Brain Surgeon".
 """
 
-import contextlib
 import math
 import numbers
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, overload
 
@@ -21,21 +20,24 @@ from keras import layers as kl
 from tqdm import tqdm
 
 from keras_pruning.models import (
+    LinearMap,
     all_layers,
     as_arrays,
+    as_floats,
+    calls_in_order,
+    calls_of,
     copy_model,
     count_examples,
     kernel_layers,
+    linear_maps,
     without_lora,
 )
 from keras_pruning.pruning import check_count
 from keras_pruning.recovery.least_squares import ridge_step
-from keras_pruning.recovery.linear_maps import LinearMap, linear_maps
 
 __all__ = ["reconstruct"]
 
 Array = npt.NDArray[Any]
-See = Callable[[Any, Any], None]  # takes the input and the output of a call
 
 _ROWS = 40_000  # that a layer is fitted to, at the most: a convolution has one a place
 _MOST_FEATURES = 8192  # their products take 0.5 GiB
@@ -125,7 +127,12 @@ def reconstruct(
     result = copy_model(pruned)
     twins = _twins(result, original)
     names = {id(entry.layer): entry.name for entry in kernel_layers(result)}
-    calls = _calls(result, batches[0])
+    mended = [
+        part
+        for part in all_layers(result)
+        if linear_maps(part) or isinstance(part, kl.BatchNormalization)
+    ]
+    calls = calls_in_order(result, mended, batches[0])
     rows = []
     for layer, count in tqdm(
         calls, "Reconstruct", disable=not progress, file=sys.stdout, unit="layer"
@@ -174,47 +181,6 @@ def _twins(model: keras.Model, original: keras.Model) -> dict[int, keras.Layer]:
     return {id(layer): twin for layer, twin in zip(ours, theirs, strict=True)}
 
 
-def _calls(model: keras.Model, batch: Any) -> list[tuple[keras.Layer, int]]:
-    """Returns the layers that can be mended in the order of their calls, and how many those are."""
-    calls: dict[int, int] = {}
-    layers = {}
-    with contextlib.ExitStack() as stack:
-        for layer in all_layers(model):
-            if isinstance(layer, kl.BatchNormalization) or linear_maps(layer):
-                layers[id(layer)] = layer
-
-                def see(x: Any, y: Any, key: int = id(layer)) -> None:
-                    calls[key] = calls.get(key, 0) + 1
-
-                stack.enter_context(_seen(layer, see))
-        model(batch, training=False)
-    return [(layers[key], count) for key, count in calls.items()]
-
-
-@contextlib.contextmanager
-def _seen(layer: keras.Layer, see: See) -> Iterator[None]:
-    """Shows the calls of a layer to a function meanwhile."""
-    call, own = layer.call, vars(layer).get("call")
-
-    def shown(*args: Any, **kwargs: Any) -> Any:
-        y = call(*args, **kwargs)
-        see(args[0] if args else next(iter(kwargs.values())), y)
-        return y
-
-    layer.call = shown
-    try:
-        yield
-    finally:
-        if own is None:
-            del layer.call
-        else:
-            layer.call = own
-
-
-class _Reached(BaseException):  # no Exception, which Keras would wrap in one of its own
-    """A layer has been called for the last time: the rest of the model need not run."""
-
-
 @dataclass(frozen=True)
 class _Place:
     """A layer in the model to mend, and its twin in the original."""
@@ -229,25 +195,13 @@ class _Place:
     def inputs(self) -> Iterator[tuple[Array, Array]]:
         """Yields what the layer and its twin hear, batch after batch and call after call."""
         for batch in self.batches:
-            ours = self._calls(self.model, self.layer, batch)
-            theirs = self._calls(self.original, self.twin, batch)
+            ours = calls_of(self.layer, self.model, batch, self.count)
+            theirs = calls_of(self.twin, self.original, batch, self.count)
             yield from ((x, x_twin) for (x, _), (x_twin, _) in zip(ours, theirs, strict=True))
 
     def example(self) -> tuple[Array, Array]:
         """Returns the first input and output of the twin."""
-        return self._calls(self.original, self.twin, self.batches[0])[0]
-
-    def _calls(self, model: keras.Model, layer: keras.Layer, batch: Any) -> list[Any]:
-        calls: list[tuple[Array, Array]] = []
-
-        def see(x: Any, y: Any) -> None:
-            calls.append((_array(x), _array(y)))
-            if len(calls) == self.count:
-                raise _Reached
-
-        with _seen(layer, see), contextlib.suppress(_Reached):
-            model(batch, training=False)
-        return calls
+        return calls_of(self.twin, self.original, self.batches[0], 1)[0]
 
 
 def _refit(place: _Place, damping: float) -> tuple[str, float | None, float | None]:
@@ -271,7 +225,7 @@ def _is_understood(place: _Place, maps: list[LinearMap]) -> bool:
     sums = _product(maps[-1], _rows(maps, x, wanted)).reshape(len(wanted), -1)
     activation = getattr(place.twin, "activation", None)
     if activation is not None:
-        sums = _array(activation(keras.ops.convert_to_tensor(sums)))
+        sums = as_floats(activation(keras.ops.convert_to_tensor(sums)))
     answers = maps[-1].answers(y)[wanted]
     return np.allclose(sums, answers, rtol=1e-2, atol=1e-2 * np.abs(answers).max(initial=0))
 
@@ -284,7 +238,7 @@ def _refit_product(
     weights = _matrix(part)  # (groups, features, units)
     features = weights.shape[1]
     if part.bias is not None:  # one more feature, that is always 1
-        bias = _array(part.bias).reshape(len(weights), 1, -1)
+        bias = as_floats(part.bias).reshape(len(weights), 1, -1)
         weights = np.concatenate([weights, bias], axis=1)
     keep = weights != 0
     alive = keep.any(axis=1).reshape(-1)  # of all groups in a row
@@ -330,17 +284,11 @@ def _rows(maps: list[LinearMap], x: Array, wanted: Array) -> Array:
 def _product(part: LinearMap, rows: Array) -> Array:
     """Returns the sums, `(rows, groups, units)`."""
     sums = np.matmul(rows.swapaxes(0, 1), _matrix(part)).swapaxes(0, 1)
-    return sums if part.bias is None else sums + _array(part.bias).reshape(1, *sums.shape[1:])
+    return sums if part.bias is None else sums + as_floats(part.bias).reshape(1, *sums.shape[1:])
 
 
 def _matrix(part: LinearMap) -> Array:
-    return part.to_matrix(_array(part.kernel))
-
-
-def _array(tensor: Any) -> Array:
-    """Returns the values, of a type that NumPy computes with."""
-    array = keras.ops.convert_to_numpy(tensor)
-    return array if array.dtype in (np.float32, np.float64) else array.astype(np.float32)
+    return part.to_matrix(as_floats(part.kernel))
 
 
 def _adjust_statistics(place: _Place) -> None:
@@ -360,5 +308,5 @@ def _adjust_statistics(place: _Place) -> None:
     alive = (variance > 0).all(axis=0)  # of a pruned unit the statistics are kept
     ratio = np.divide(variance[0], variance[1], out=np.ones_like(mean[0]), where=alive)
     moved = np.where(alive, mean[0] - mean[1], 0)
-    layer.moving_mean.assign(_array(layer.moving_mean) + moved)
-    layer.moving_variance.assign(_array(layer.moving_variance) * ratio)
+    layer.moving_mean.assign(as_floats(layer.moving_mean) + moved)
+    layer.moving_variance.assign(as_floats(layer.moving_variance) * ratio)

@@ -1,0 +1,158 @@
+"""Accuracy back without labels: pruned, refitted, and pruned in steps; and what that takes.
+
+    python benchmarks/reconstruct.py [--networks 3] [--large]
+
+Trains dense networks of the tutorial on MNIST and Fashion-MNIST, and its residual network, one a
+seed; prunes them and refits them on 2,000 training images without labels. Prints medians over
+the networks of the accuracy on the test images, in percent, and the time that refitting takes as
+a multiple of one epoch of training in the same run. --large refits a ResNet50 of random weights
+for images of 64 pixels, and prints minutes and memory.
+"""
+
+import argparse
+import dataclasses
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import pruning_utils as pu  # noqa: E402  # mutes TensorFlow before Keras
+
+import keras  # noqa: E402  # isort: skip
+import keras_pruning as kp  # noqa: E402  # isort: skip
+
+IMAGES = 2_000
+TIMED = {"weights": (0.5, 0.8, 0.9, 0.95, 0.99), "units": (0.5, 0.8, 0.9)}
+DENSE = {
+    "mnist": {"weights": (0.8, 0.9, 0.95, 0.97, 0.99), "units": (0.8, 0.9, 0.95)},
+    "fashion_mnist": {"weights": (0.8, 0.9, 0.95, 0.97, 0.99), "units": (0.8, 0.9, 0.95)},
+}
+RESIDUAL = {"weights": (0.5, 0.8, 0.9), "units": (0.25, 0.5, 0.75)}
+PRUNE = {"weights": kp.prune_weights, "units": kp.prune_units}
+
+
+def residual(data: pu.Dataset, seed: int) -> keras.Model:
+    """The notebook's residual network, trained as there."""
+    layers = keras.layers
+
+    def convolution(x, filters, strides=1):
+        x = layers.Conv2D(filters, 3, strides, padding="same", use_bias=False)(x)
+        return layers.BatchNormalization(momentum=0.9)(x)
+
+    keras.utils.set_random_seed(seed)
+    inputs = keras.Input(data.image_shape, dtype="uint8")
+    x = layers.Reshape((*data.image_shape, 1))(layers.Rescaling(1 / 255)(inputs))
+    x = layers.ReLU()(convolution(x, 16, strides=2))
+    x = layers.ReLU()(convolution(x, 32, strides=2))
+    inner = layers.ReLU()(convolution(x, 32))
+    x = layers.ReLU()(convolution(inner, 32) + x)
+    model = keras.Model(inputs, layers.Dense(10)(layers.GlobalAveragePooling2D()(x)))
+    some = dataclasses.replace(data, x_train=data.x_train[:15_000], y_train=data.y_train[:15_000])
+    how = {"batch_size": 128, "learning_rate": 5e-3, "seed": seed}
+    pu.train(model, some, epochs=2, verbose=False, **how)
+    return model
+
+
+def dense(data: pu.Dataset, seed: int) -> keras.Model:
+    model = pu.build_dense_network(data.image_shape, seed=seed)
+    pu.train(model, data, seed=seed, verbose=False)
+    return model
+
+
+def measure(
+    data: pu.Dataset,
+    models: list[keras.Model],
+    plan: dict[str, tuple[float, ...]],
+) -> None:
+    x = data.x_train[:IMAGES]
+
+    def accuracy(model: keras.Model) -> float:
+        return 100 * model.evaluate(data.x_test, data.y_test, batch_size=1000, verbose=0)[1]
+
+    full = [accuracy(model) for model in models]
+    print(f"\n{data.title}, dense {statistics.median(full):.1f} %")
+    print(f"{'pruned':16}{'masked':>10}{'refitted':>10}{'in steps':>10}")
+    for method, sparsities in plan.items():
+        for sparsity in sparsities:
+            ways: dict[str, Callable[[keras.Model], keras.Model]] = {
+                "masked": lambda m: PRUNE[method](m, sparsity),  # noqa: B023  # called at once
+                "refitted": lambda m: kp.reconstruct(
+                    PRUNE[method](m, sparsity),  # noqa: B023
+                    m,
+                    x,
+                    progress=False,
+                ),
+                "in steps": lambda m: kp.prune_in_steps(
+                    m,
+                    x,
+                    sparsity,  # noqa: B023
+                    method=method,  # noqa: B023
+                    progress=False,
+                ),
+            }
+            medians = [statistics.median([accuracy(f(m)) for m in models]) for f in ways.values()]
+            numbers = "".join(f"{number:10.1f}" for number in medians)
+            print(f"{method:9}{sparsity:5.0%}  {numbers}", flush=True)
+
+
+def times(data: pu.Dataset, model: keras.Model, repeats: int = 3) -> None:
+    """Refitting and epochs of training in turns."""
+    x = data.x_train[:IMAGES]
+    pruned = {
+        (method, sparsity): PRUNE[method](model, sparsity)
+        for method, sparsities in TIMED.items()
+        for sparsity in sparsities
+    }
+    trained = pu.build_dense_network(data.image_shape)
+    ratios: dict[tuple[str, float], list[float]] = {case: [] for case in pruned}
+    for repeat in range(repeats + 1):
+        epoch = pu.train(trained, data, epochs=1, verbose=False).seconds
+        for case, masked in pruned.items():
+            start = time.perf_counter()
+            kp.reconstruct(masked, model, x, progress=False)
+            if repeat:  # the first is a warm-up
+                ratios[case].append((time.perf_counter() - start) / epoch)
+    print(f"\ntime of refitting on {IMAGES:,} images, in epochs of training (last: {epoch:.1f} s)")
+    for (method, sparsity), found in ratios.items():
+        spread = f"{min(found):.2f} to {max(found):.2f}"
+        print(f"{method:9}{sparsity:5.0%}{statistics.median(found):10.2f}  ({spread})")
+
+
+def large() -> None:
+    model = keras.applications.ResNet50(weights=None, input_shape=(64, 64, 3))
+    x = np.random.default_rng(0).random((256, 64, 64, 3), np.float32)
+    for method in ("units", "weights"):
+        masked = PRUNE[method](model, 0.5)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        start = time.perf_counter()
+        _, report = kp.reconstruct(masked, model, x, batch_size=32, report=True, progress=False)
+        minutes = (time.perf_counter() - start) / 60
+        more = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20
+        done = (report["done"] == "refitted").sum()
+        print(f"ResNet50, {method} 50 %: {done} layers in {minutes:.1f} min, {more:.2f} GiB more")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--networks", type=int, default=3)
+    parser.add_argument("--large", action="store_true")
+    arguments = parser.parse_args()
+    if arguments.large:
+        return large()
+    for name, plan in DENSE.items():
+        data = pu.load_dataset(name)
+        models = [dense(data, seed) for seed in range(arguments.networks)]
+        if name == "mnist":
+            times(data, models[0])
+        measure(data, models, plan)
+    models = [residual(data, seed) for seed in range(arguments.networks)]
+    measure(dataclasses.replace(data, title="Fashion-MNIST, residual network"), models, RESIDUAL)
+
+
+if __name__ == "__main__":
+    main()

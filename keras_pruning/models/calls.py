@@ -1,0 +1,78 @@
+"""What layers hear and send while a model runs: the calls of a layer shown to a function."""
+
+import contextlib
+from collections.abc import Callable, Collection, Iterator
+from typing import Any
+
+import keras
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["as_floats", "calls_in_order", "calls_of"]
+
+Array = npt.NDArray[Any]
+
+
+def calls_in_order(
+    model: keras.Model, layers: Collection[keras.Layer], batch: Any
+) -> list[tuple[keras.Layer, int]]:
+    """Returns those of the layers that a model calls, the first call first, and how often."""
+    counts: dict[keras.Layer, int] = {}
+    with contextlib.ExitStack() as stack:
+        for layer in layers:
+
+            def see(x: Any, y: Any, layer: keras.Layer = layer) -> None:
+                counts[layer] = counts.get(layer, 0) + 1
+
+            stack.enter_context(_seen(layer, see))
+        model(batch, training=False)
+    return list(counts.items())
+
+
+def calls_of(
+    layer: keras.Layer, model: keras.Model, batch: Any, count: int
+) -> list[tuple[Array, Array]]:
+    """Returns the inputs and outputs of the first `count` calls of a layer, as floats.
+
+    The model runs as in prediction, and no further than that.
+    """
+    calls: list[tuple[Array, Array]] = []
+
+    def see(x: Any, y: Any) -> None:
+        calls.append((as_floats(x), as_floats(y)))
+        if len(calls) == count:
+            raise _Reached
+
+    with _seen(layer, see), contextlib.suppress(_Reached):
+        model(batch, training=False)
+    return calls
+
+
+def as_floats(tensor: Any) -> Array:
+    """Returns the values of a tensor or variable, of a type that NumPy computes with."""
+    array = keras.ops.convert_to_numpy(tensor)
+    return array if array.dtype in (np.float32, np.float64) else array.astype(np.float32)
+
+
+class _Reached(BaseException):  # no Exception, which Keras would wrap in one of its own
+    """The last call was seen: the rest of the model need not run."""
+
+
+@contextlib.contextmanager
+def _seen(layer: keras.Layer, see: Callable[[Any, Any], None]) -> Iterator[None]:
+    """Shows the input and the output of each call of a layer to a function meanwhile."""
+    call, own = layer.call, vars(layer).get("call")
+
+    def shown(*args: Any, **kwargs: Any) -> Any:
+        y = call(*args, **kwargs)
+        see(args[0] if args else next(iter(kwargs.values())), y)
+        return y
+
+    layer.call = shown
+    try:
+        yield
+    finally:
+        if own is None:
+            del layer.call
+        else:
+            layer.call = own

@@ -1,0 +1,143 @@
+"""How much each weight or unit carries on given inputs: its magnitude times what it hears."""
+
+from typing import Any, Literal
+
+import keras
+import numpy as np
+import numpy.typing as npt
+
+from keras_pruning.channels import channel_readers
+from keras_pruning.models import (
+    LinearMap,
+    all_layers,
+    as_arrays,
+    as_floats,
+    calls_in_order,
+    calls_of,
+    count_examples,
+    kernel_layers,
+    linear_maps,
+    without_lora,
+)
+from keras_pruning.pruning.masks import check_count
+from keras_pruning.pruning.scores import check_method
+
+__all__ = ["activation_scores"]
+
+Array = npt.NDArray[Any]
+_ROWS = 20_000  # that the activations of a layer are averaged over, at the most
+
+
+def activation_scores(
+    model: keras.Model,
+    x: Any,
+    *,
+    method: Literal["weights", "units"] = "weights",
+    batch_size: int = 256,
+) -> dict[str, Any]:
+    """Returns how much each weight or unit carries on the inputs x; no labels are needed.
+
+    Of a weight `|w| rms(x_i)`, with x_i the input that it multiplies (Sun et al. 2023, "A
+    Simple and Effective Pruning Approach for Large Language Models", Wanda). Of a unit the
+    root mean square of what it sends on, times the norm of the weights that read it, summed
+    in squares over all layers that do. The result is what `score=` takes:
+
+        prune_units(model, 0.9, score=activation_scores(model, x, method="units"))
+
+    Args:
+        model: A built Keras model; for units one that shows its graph. It is not changed.
+        x: Inputs, shape `(examples, ...)`, or a list or dict of such arrays; or a finite data
+            set, read once into memory. Some thousand are enough.
+        method: "weights" for `prune_weights`, "units" for `prune_units`.
+        batch_size: Inputs at a time.
+
+    Returns:
+        Layer name to a list of arrays, one a kernel, each of the kernel's shape; for "units"
+        layer name to an array of shape `(units,)`. Of layers whose inputs can be seen.
+
+    Raises:
+        TypeError: If `model` is no Keras model, or `x` holds no arrays.
+        ValueError: If the model is not built, or shows no graph and units are asked for; if
+            `x` is empty, or the method is unknown.
+    """
+    check_method(method)
+    check_count("batch_size", batch_size)
+    x, _ = as_arrays(x)
+    starts = range(0, count_examples(x), batch_size)
+    batches = [keras.tree.map_structure(lambda a, s=s: a[s : s + batch_size], x) for s in starts]
+    model = without_lora(model)
+    entries = kernel_layers(model)
+    known = [layer for layer in all_layers(model) if linear_maps(layer)]
+    heard = {
+        layer: _mean_squares(model, layer, count, batches)
+        for layer, count in calls_in_order(model, known, batches[0])
+    }
+    if method == "units":
+        return _unit_scores(model, entries, heard)
+    return {
+        entry.name: [_weight_scores(entry.layer, kernel, heard) for kernel in entry.kernels]
+        for entry in entries
+        if entry.layer in heard
+    }
+
+
+def _mean_squares(
+    model: keras.Model, layer: keras.Layer, count: int, batches: list[Any]
+) -> list[Array]:
+    """Returns of each of the layer's products the mean squares of what it multiplies.
+
+    Of shape `(groups, features)` each.
+    """
+    maps = linear_maps(layer)
+    totals = [np.zeros(_matrix(part).shape[:2]) for part in maps]
+    rng = np.random.default_rng(0)
+    number = 0
+    for batch in batches:
+        for x, _ in calls_of(layer, model, batch, count):
+            size, most = maps[0].count(x), -(-_ROWS // (len(batches) * count))
+            wanted = np.arange(size) if size <= most else rng.choice(size, most, replace=False)
+            rows = maps[0].rows(x, wanted)
+            number += len(rows)
+            for part, total in zip(maps, totals, strict=True):
+                rows = rows.reshape(len(rows), *total.shape)
+                total += np.square(rows, dtype=np.float64).sum(axis=0)
+                rows = np.matmul(rows.swapaxes(0, 1), _matrix(part)).swapaxes(0, 1)
+    return [total / number for total in totals]
+
+
+def _weight_scores(
+    layer: keras.Layer, kernel: keras.Variable, heard: dict[keras.Layer, list[Array]]
+) -> Array:
+    for part, squares in zip(linear_maps(layer), heard[layer], strict=True):
+        if part.kernel is kernel:
+            return part.to_kernel(np.abs(_matrix(part)) * np.sqrt(squares)[..., None])
+    raise ValueError(f"Kernel '{kernel.path}' is none of the products of layer '{layer.name}'.")
+
+
+def _unit_scores(
+    model: keras.Model, entries: list[Any], heard: dict[keras.Layer, list[Array]]
+) -> dict[str, Array]:
+    readers = channel_readers(model)
+    if readers is None:
+        raise ValueError(
+            f"Model '{model.name}' shows no graph, so that nobody knows which layers read a unit. "
+            'Take score="magnitude", or build it with keras.Input and keras.Model.'
+        )
+    units, inputs = readers
+    squares = np.zeros(1 + max((int(ids.max(initial=0)) for ids in units.values()), default=0))
+    for layer, ids in inputs.items():
+        if layer in heard:
+            part, of_features = linear_maps(layer)[-1], heard[layer][-1][0]
+            read = of_features * np.square(_matrix(part)[0], dtype=np.float64).sum(axis=1)
+            carried = read.reshape(-1, len(ids)).sum(axis=0)  # (window, channels)
+            inside = ids < len(squares)
+            np.add.at(squares, ids[inside], carried[inside])
+    return {
+        entry.name: np.sqrt(squares[units[entry.layer]])
+        for entry in entries
+        if entry.layer in units and entry.has_units
+    }
+
+
+def _matrix(part: LinearMap) -> Array:
+    return part.to_matrix(as_floats(part.kernel))

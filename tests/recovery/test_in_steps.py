@@ -1,0 +1,84 @@
+"""Pruning in steps, refitted after each."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers as kl
+
+import keras_pruning as kp
+
+
+@pytest.fixture(scope="module")
+def learnt():
+    """A network that has learnt a function, and inputs."""
+    keras.utils.set_random_seed(0)
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(600, 10)).astype("float32")
+    y = np.abs(x @ rng.normal(size=(10, 6))) @ rng.normal(size=(6, 3))
+    model = keras.Sequential([keras.Input((10,)), kl.Dense(60, "relu"), kl.Dense(40, "relu")])
+    model.add(kl.Dense(3))
+    model.compile(keras.optimizers.Adam(0.01), "mse")
+    model.fit(x, y, epochs=20, verbose=0)
+    return model, x
+
+
+def distance(model, original, x):
+    return float(np.abs(model.predict(x, verbose=0) - original.predict(x, verbose=0)).mean())
+
+
+def test_units_pruned_in_steps_cost_less_than_at_once(learnt):
+    model, x = learnt
+    at_once = kp.reconstruct(kp.prune_units(model, 0.8), model, x[:300], progress=False)
+    stepwise = kp.prune_in_steps(model, x[:300], 0.8, method="units", progress=False)
+    assert distance(stepwise, model, x[300:]) < distance(at_once, model, x[300:])
+
+
+def test_weights_pruned_in_steps_cost_far_less_than_without_refitting(learnt):
+    model, x = learnt
+    masked = kp.prune_weights(model, 0.9)
+    stepwise = kp.prune_in_steps(model, x[:300], 0.9, progress=False)
+    assert distance(stepwise, model, x[300:]) < 0.6 * distance(masked, model, x[300:])
+
+
+def test_exactly_the_sparsity_asked_for_is_reached(learnt):
+    model, x = learnt
+    pruned = kp.prune_in_steps(model, x[:100], 0.73, steps=3, progress=False)
+    for layer in pruned.layers[:2]:
+        kernel = layer.get_weights()[0]
+        assert np.count_nonzero(kernel == 0) == round(0.73 * kernel.size)
+    pruned = kp.prune_in_steps(model, x[:100], 0.5, method="units", steps=3, progress=False)
+    dead = [int((~layer.get_weights()[0].any(axis=0)).sum()) for layer in pruned.layers]
+    assert dead == [30, 20, 0]
+    assert [unit.shape[-1] for unit in kp.shrink(pruned).get_weights()[::2]] == [30, 20, 3]
+
+
+def test_the_model_and_its_compile_state_are_as_before(learnt):
+    model, x = learnt
+    before = model.get_weights()
+    pruned = kp.prune_in_steps(model, x[:50], 0.5, steps=2, progress=False)
+    for old, new in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
+    assert pruned.loss == "mse" and type(pruned.optimizer) is type(model.optimizer)
+
+
+def test_layers_can_be_chosen(learnt):
+    model, x = learnt
+    name = model.layers[1].name
+    pruned = kp.prune_in_steps(model, x[:50], 0.5, steps=2, layers=[name], progress=False)
+    zeros = [np.count_nonzero(layer.get_weights()[0] == 0) for layer in pruned.layers]
+    assert zeros == [0, 1200, 0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"sparsity": 1.0}, "sparsity must be below 1"),
+        ({"sparsity": 0.5, "steps": 0}, "steps must be a whole number from 1"),
+        ({"sparsity": 0.5, "method": "filters"}, "method must be 'weights' or 'units'"),
+        ({"sparsity": 0.5, "score": "taylor"}, "score must be 'magnitude' or 'activation'"),
+    ],
+)
+def test_bad_arguments_are_named(learnt, arguments, message):
+    model, x = learnt
+    with pytest.raises(ValueError, match=message):
+        kp.prune_in_steps(model, x, progress=False, **arguments)
