@@ -28,7 +28,7 @@ from keras_pruning.inference.dense_chain import DenseStep, compact
 from keras_pruning.inference.threads import check_threads, in_threads, one_blas_thread
 from keras_pruning.pruning import count_nonzero
 
-__all__ = ["SparseChain", "has_compiled_loops", "sparse_forward"]
+__all__ = ["SparseChain", "sparse_forward"]
 
 FloatArray = npt.NDArray[np.float32]
 Way = Literal["dense", "weights", "inputs"]
@@ -212,7 +212,7 @@ def _costs(rows: int) -> _Costs:
         product("weights", 1, density),
         product("weights", 1, 0),  # changes the layout alone
     ]
-    if has_compiled_loops():
+    if _kernels() is not None:
         ways += [product("inputs", density, 1), product("inputs", 0, 1)]
     dense, weights, empty, *by_inputs = _shortest_seconds(ways)
     inputs, blank = by_inputs or (np.inf, np.inf)
@@ -470,11 +470,6 @@ def _aligned(size: int) -> FloatArray:
     room = np.empty(4 * size + 64, np.uint8)
     start = -room.__array_interface__["data"][0] % 64
     return room[start : start + 4 * size].view(np.float32)
-
-
-def has_compiled_loops() -> bool:
-    """Whether numba is installed; without it SciPy skips the zeros."""
-    return _kernels() is not None
 
 
 @functools.lru_cache

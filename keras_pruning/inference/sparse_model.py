@@ -1,6 +1,7 @@
 """Pruned weights really skipped: inference of a Dense chain on the CPU, in memory and on disk."""
 
 import functools
+import importlib.util
 import io
 import json
 import math
@@ -15,7 +16,7 @@ import numpy.typing as npt
 from keras import activations
 
 from keras_pruning.inference.dense_chain import DenseStep, read_dense_chain
-from keras_pruning.inference.sparse_chain import SparseChain, has_compiled_loops
+from keras_pruning.inference.sparse_chain import SparseChain
 from keras_pruning.models import kernel_layers, loss_head
 
 __all__ = ["SparseModel"]
@@ -183,7 +184,7 @@ class SparseModel:
 
 
 def _chain(steps: list[DenseStep], n_threads: int | None) -> SparseChain:
-    if not has_compiled_loops():
+    if importlib.util.find_spec("numba") is None:
         warnings.warn(
             "numba is not installed, so SciPy skips the zeros, which takes longer: "
             'pip install "keras-pruning[sparse]"',

@@ -16,17 +16,25 @@ Array = npt.NDArray[Any]
 def calls_in_order(
     model: keras.Model, layers: Collection[keras.Layer], batch: Any
 ) -> list[tuple[keras.Layer, int]]:
-    """Returns those of the layers that a model calls, the first call first, and how often."""
+    """Returns those of the layers that a model calls, the first call first, and how often.
+
+    Without those that it calls inside a function that the backend compiles.
+    """
     counts: dict[keras.Layer, int] = {}
+    hidden: set[keras.Layer] = set()
     with contextlib.ExitStack() as stack:
         for layer in layers:
 
             def see(x: Any, y: Any, layer: keras.Layer = layer) -> None:
                 counts[layer] = counts.get(layer, 0) + 1
+                try:
+                    as_floats(y)
+                except Exception:  # of each backend another: y stands for numbers to come
+                    hidden.add(layer)
 
             stack.enter_context(_seen(layer, see))
         model(batch, training=False)
-    return list(counts.items())
+    return [(layer, count) for layer, count in counts.items() if layer not in hidden]
 
 
 def calls_of(

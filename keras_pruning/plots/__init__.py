@@ -13,10 +13,7 @@ One method has one colour, marker and dash in every figure. The colours are thos
 and the hollow marker of the method that it controls.
 """
 
-try:
-    import matplotlib  # noqa: F401  # asked for here, so that one sentence says what is missing
-except ImportError as error:
-    raise ImportError('Figures need matplotlib: pip install "keras-pruning[plots]"') from error
+import importlib.util
 
 from keras_pruning.plots.arrays import (
     plot_images,
@@ -33,6 +30,9 @@ from keras_pruning.plots.curves import (
 )
 from keras_pruning.plots.network import draw_network_pruning
 from keras_pruning.plots.tables import plot_class_accuracy, plot_recovery, plot_savings
+
+if importlib.util.find_spec("matplotlib") is None:  # which is imported when a figure is drawn
+    raise ImportError('Figures need matplotlib: pip install "keras-pruning[plots]"')
 
 __all__ = [
     "draw_network_pruning",

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, overload
 
 import keras
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
@@ -41,6 +42,7 @@ Array = npt.NDArray[Any]
 
 _ROWS = 40_000  # that a layer is fitted to, at the most: a convolution has one a place
 _MOST_FEATURES = 8192  # their products take 0.5 GiB
+_NOT_FINITE = "left: in it are numbers that are not finite"
 _COLUMNS = ("layer", "done", "error_before", "error_after")
 
 
@@ -123,14 +125,17 @@ def reconstruct(
         raise ValueError(f"damping must be a positive number. Received: damping={damping!r}")
     check_count("batch_size", batch_size)
     batches = _batches(x, batch_size)
+    kernel_layers(original)  # raises unless it is a built Keras model
     original = without_lora(original)
     result = copy_model(pruned)
     twins = _twins(result, original)
-    names = {id(entry.layer): entry.name for entry in kernel_layers(result)}
+    entries = kernel_layers(result)
+    names = {id(entry.layer): entry.name for entry in entries}
+    products = {id(entry.layer) for entry in entries if linear_maps(entry.layer)}
     mended = [
         part
         for part in all_layers(result)
-        if linear_maps(part) or isinstance(part, kl.BatchNormalization)
+        if id(part) in products or isinstance(part, kl.BatchNormalization)
     ]
     calls = calls_in_order(result, mended, batches[0])
     rows = []
@@ -139,17 +144,17 @@ def reconstruct(
     ):
         place = _Place(result, original, layer, twins[id(layer)], count, batches)
         if isinstance(layer, kl.BatchNormalization):
-            _adjust_statistics(place)
-            rows.append((layer.name, "statistics adjusted", None, None))
+            rows.append((layer.name, _adjust_statistics(place), None, None))
         else:
             rows.append((names[id(layer)], *_refit(place, damping)))
     called = {id(layer) for layer, _ in calls}
-    left = {n: "left: of a kind that is not known" for i, n in names.items() if i not in called}
-    rows += [(name, why, None, None) for name, why in left.items()]
+    for entry in entries:
+        if id(entry.layer) not in called and entry.name == names[id(entry.layer)]:
+            rows.append((entry.name, _why_not_called(entry.layer), None, None))
     if not any(done == "refitted" for _, done, *_ in rows):
         raise ValueError(
             f"Model '{pruned.name}' has no layer that can be refitted: Dense, EinsumDense and "
-            f"convolutions are. Its layers with kernels: {sorted(names.values())}"
+            f"convolutions are. Its layers: {dict((name, done) for name, done, *_ in rows)}"
         )
     return (result, pd.DataFrame(rows, columns=_COLUMNS)) if report else result
 
@@ -174,11 +179,21 @@ def _twins(model: keras.Model, original: keras.Model) -> dict[int, keras.Layer]:
         return [(type(x).__name__, [tuple(w.shape) for w in x.weights]) for x in layers]
 
     if built(ours) != built(theirs):
-        raise ValueError(
-            f"Model '{original.name}' has other layers, or layers of other sizes, than the pruned "
-            f"model '{model.name}'. Give the model that was pruned, before shrink."
-        )
+        raise _other_model(model, original)
     return {id(layer): twin for layer, twin in zip(ours, theirs, strict=True)}
+
+
+def _other_model(model: keras.Model, original: keras.Model) -> ValueError:
+    return ValueError(
+        f"Model '{original.name}' has other layers, or layers of other sizes, than the pruned "
+        f"model '{model.name}'. Give the model that was pruned, before shrink."
+    )
+
+
+def _why_not_called(layer: keras.Layer) -> str:
+    if linear_maps(layer):
+        return "left: the model does not call it, or in a function that is compiled"
+    return "left: of a kind that is not known"
 
 
 @dataclass(frozen=True)
@@ -197,6 +212,8 @@ class _Place:
         for batch in self.batches:
             ours = calls_of(self.layer, self.model, batch, self.count)
             theirs = calls_of(self.twin, self.original, batch, self.count)
+            if [(x.shape, y.shape) for x, y in ours] != [(x.shape, y.shape) for x, y in theirs]:
+                raise _other_model(self.model, self.original)
             yield from ((x, x_twin) for (x, _), (x_twin, _) in zip(ours, theirs, strict=True))
 
     def example(self) -> tuple[Array, Array]:
@@ -204,6 +221,7 @@ class _Place:
         return calls_of(self.twin, self.original, self.batches[0], 1)[0]
 
 
+@np.errstate(over="ignore", invalid="ignore")  # what is not finite is looked for
 def _refit(place: _Place, damping: float) -> tuple[str, float | None, float | None]:
     """Refits a layer's kernels and bias; returns what was done, and its error before and after."""
     ours, theirs = linear_maps(place.layer), linear_maps(place.twin)
@@ -211,29 +229,31 @@ def _refit(place: _Place, damping: float) -> tuple[str, float | None, float | No
         return f"left: more than {_MOST_FEATURES:,} inputs a unit", None, None
     if not _is_understood(place, theirs):
         return "left: it computes more than its kernel says", None, None
-    errors = [
-        _refit_product(place, ours[: number + 1], theirs[: number + 1], damping)
-        for number in range(len(ours))
-    ]
-    return "refitted", *errors[-1]
+    for number in range(1, len(ours) + 1):
+        errors = _refit_product(place, ours[:number], theirs[:number], damping)
+        if math.isnan(errors[0]):
+            return _NOT_FINITE, None, None
+    return "refitted", *errors
 
 
 def _is_understood(place: _Place, maps: list[LinearMap]) -> bool:
-    """Whether the products give what the layer gives, on some rows of the first batch."""
-    x, y = place.example()
-    wanted = np.arange(min(maps[0].count(x), 100))
-    sums = _product(maps[-1], _rows(maps, x, wanted)).reshape(len(wanted), -1)
+    """Whether the products give what the layer gives for the first example."""
+    x, y = (array[:1] for array in place.example())
+    sums = _product(maps[-1], _rows(maps, x, np.arange(maps[0].count(x))))
+    order = maps[-1].answers(np.arange(y.size).reshape(y.shape))  # where each sum stands in y
+    answers = np.zeros_like(y)
+    answers.flat[order] = sums.reshape(order.shape)
     activation = getattr(place.twin, "activation", None)
-    if activation is not None:
-        sums = as_floats(activation(keras.ops.convert_to_tensor(sums)))
-    answers = maps[-1].answers(y)[wanted]
-    return np.allclose(sums, answers, rtol=1e-2, atol=1e-2 * np.abs(answers).max(initial=0))
+    if activation is not None:  # of the whole: it may have weights, or go along any axis
+        answers = as_floats(activation(keras.ops.convert_to_tensor(answers)))
+    close = np.isclose(answers, y, rtol=1e-2, atol=1e-2 * np.abs(y).max(initial=0))
+    return bool(close.all() or not np.isfinite(y).all())
 
 
 def _refit_product(
     place: _Place, ours: list[LinearMap], theirs: list[LinearMap], damping: float
 ) -> tuple[float, float]:
-    """Refits the last of a layer's products."""
+    """Refits the last of a layer's products; not where numbers are not finite, nor the errors."""
     part, twin = ours[-1], theirs[-1]
     weights = _matrix(part)  # (groups, features, units)
     features = weights.shape[1]
@@ -258,15 +278,26 @@ def _refit_product(
             cross[group] += rows[:, group].T @ error[:, group]
         for number, sums in enumerate((error, goal)):
             squares[number] += np.square(sums.reshape(len(sums), -1)[:, alive], dtype=float).sum()
+    if not all(np.isfinite(sums).all() for sums in (gram, cross, squares)):
+        return math.nan, math.nan
     step = np.stack([ridge_step(*one, damping) for one in zip(gram, cross, keep, strict=True)])
     gain = 2 * (step * cross).sum() - (step * (gram @ step)).sum()
-    changed = (weights + step).astype(weights.dtype)
-    changed = np.where(keep & (changed == 0), weights, changed)  # a zero would be a pruned weight
+    changed = _in_range(weights + step, weights, part.kernel.dtype)
     part.kernel.assign(part.to_kernel(changed[:, :features]))
     if part.bias is not None:
         part.bias.assign(changed[:, features:].reshape(part.bias.shape))
     norm = math.sqrt(squares[1]) or 1.0
     return math.sqrt(squares[0]) / norm, math.sqrt(max(squares[0] - gain, 0.0)) / norm
+
+
+def _in_range(changed: Array, weights: Array, dtype: str) -> Array:
+    """Returns the changed weights, but those as they were that their type makes zero or infinite.
+
+    A zero would be a pruned weight; float16 has none between 6e-8 and 0.
+    """
+    with np.errstate(over="ignore"):
+        held = changed.astype(ml_dtypes.finfo(dtype).dtype).astype(weights.dtype)
+    return np.where((held == 0) | ~np.isfinite(held), weights, held)
 
 
 def _sample(count: int, most: int, rng: np.random.Generator) -> Array:
@@ -291,7 +322,8 @@ def _matrix(part: LinearMap) -> Array:
     return part.to_matrix(as_floats(part.kernel))
 
 
-def _adjust_statistics(place: _Place) -> None:
+@np.errstate(over="ignore", invalid="ignore")  # what is not finite is looked for
+def _adjust_statistics(place: _Place) -> str:
     """Moves the statistics of a BatchNormalization as those of what it hears have moved.
 
     Not to the statistics of x themselves: those of the training are of more data.
@@ -305,8 +337,12 @@ def _adjust_statistics(place: _Place) -> None:
     count, total, squares = totals.transpose(1, 0, 2)
     mean = total / count
     variance = np.maximum(squares / count - mean**2, 0)
-    alive = (variance > 0).all(axis=0)  # of a pruned unit the statistics are kept
+    if not np.isfinite(squares).all():
+        return _NOT_FINITE
+    # Of a pruned unit, and of what does not vary but by rounding, the statistics are kept.
+    alive = (variance > 1e-9 * squares / count).all(axis=0)
     ratio = np.divide(variance[0], variance[1], out=np.ones_like(mean[0]), where=alive)
     moved = np.where(alive, mean[0] - mean[1], 0)
     layer.moving_mean.assign(as_floats(layer.moving_mean) + moved)
     layer.moving_variance.assign(as_floats(layer.moving_variance) * ratio)
+    return "statistics adjusted"

@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 import threading
-import warnings
 
 import keras
 import numpy as np
@@ -100,7 +99,6 @@ def use_library(library, monkeypatch):
     if library == "numba" and not HAS_NUMBA:
         pytest.skip("needs numba")
     if library == "SciPy":
-        warnings.filterwarnings("ignore", "numba is not installed")  # undone after the test
         monkeypatch.setattr(sparse_chain, "_kernels", lambda: None)
     costs = functools.lru_cache(sparse_chain._costs.__wrapped__)
     monkeypatch.setattr(sparse_chain, "_costs", costs)

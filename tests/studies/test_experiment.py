@@ -352,8 +352,9 @@ def run_until_killed(folder):
     reason="forks a process that has imported a backend and not used it",
 )
 def test_twenty_kills_cost_no_finished_point(tmp_path):
+    folders = [str(Path(file).parent) for file in (__file__, tiny_study.__file__)]
     script = (
-        f"import sys; sys.path[:0] = {[str(Path(tiny_study.__file__).parent), os.getcwd()]}; "
+        f"import sys; sys.path[:0] = {[*folders, os.getcwd()]}; "
         "import test_experiment; from pathlib import Path; "
         "test_experiment.kill_again_and_again(Path(sys.argv[1]))"
     )
