@@ -3,7 +3,7 @@
 The floor of the house: Keras is known here, pruning is not.
 """
 
-from keras_pruning.models.arrays import as_arrays, check_data, count_examples
+from keras_pruning.models.arrays import as_arrays, check_data, count_examples, in_batches
 from keras_pruning.models.calls import as_floats, calls_in_order, calls_of
 from keras_pruning.models.copies import (
     compile_for_inference,
@@ -45,6 +45,7 @@ __all__ = [
     "copy_state",
     "count_examples",
     "functional_graph",
+    "in_batches",
     "kernel_layers",
     "linear_chain",
     "linear_maps",

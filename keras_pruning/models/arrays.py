@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from keras_pruning.models.kernels import kernel_layers
 
-__all__ = ["as_arrays", "check_data", "count_examples"]
+__all__ = ["as_arrays", "check_data", "count_examples", "in_batches"]
 
 
 def as_arrays(x: Any, y: Any = None) -> tuple[Any, Any]:
@@ -79,6 +79,25 @@ def check_data(model: keras.Model, x: Any, y: Any) -> tuple[Any, Any]:
         raise ValueError("There are no targets: give y, or a data set of (inputs, targets).")
     count_examples(x, y)
     return x, y
+
+
+def in_batches(x: Any, size: int | None) -> list[Any]:
+    """Returns arrays, or lists and dicts of them, in batches.
+
+    Args:
+        x: The arrays.
+        size: Examples a batch; by default 16 to 1024, such that a batch has about four
+            million numbers.
+
+    Raises:
+        ValueError: As `count_examples`.
+    """
+    count = count_examples(x)
+    if size is None:
+        numbers = sum(array.size for array in keras.tree.flatten(x)) // count
+        size = min(1024, max(16, 2**22 // max(numbers, 1)))
+    starts = range(0, count, size)
+    return [keras.tree.map_structure(lambda a, s=s: a[s : s + size], x) for s in starts]
 
 
 def _is_data_set(x: Any) -> bool:

@@ -14,7 +14,7 @@ from keras_pruning.models import (
     as_floats,
     calls_in_order,
     calls_of,
-    count_examples,
+    in_batches,
     kernel_layers,
     linear_maps,
     without_lora,
@@ -33,7 +33,7 @@ def activation_scores(
     x: Any,
     *,
     method: Literal["weights", "units"] = "weights",
-    batch_size: int = 256,
+    batch_size: int | None = None,
 ) -> dict[str, Any]:
     """Returns how much each weight or unit carries on the inputs x; no labels are needed.
 
@@ -49,7 +49,7 @@ def activation_scores(
         x: Inputs, shape `(examples, ...)`, or a list or dict of such arrays; or a finite data
             set, read once into memory. Some thousand are enough.
         method: "weights" for `prune_weights`, "units" for `prune_units`.
-        batch_size: Inputs at a time.
+        batch_size: Inputs at a time, as in `reconstruct`.
 
     Returns:
         Layer name to a list of arrays, one a kernel, each of the kernel's shape; for "units"
@@ -61,10 +61,10 @@ def activation_scores(
             `x` is empty, or the method is unknown.
     """
     check_method(method)
-    check_count("batch_size", batch_size)
+    if batch_size is not None:
+        check_count("batch_size", batch_size)
     x, _ = as_arrays(x)
-    starts = range(0, count_examples(x), batch_size)
-    batches = [keras.tree.map_structure(lambda a, s=s: a[s : s + batch_size], x) for s in starts]
+    batches = in_batches(x, batch_size)
     model = without_lora(model)
     entries = kernel_layers(model)
     known = [layer for layer in all_layers(model) if linear_maps(layer)]

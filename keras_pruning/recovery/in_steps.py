@@ -30,7 +30,7 @@ def prune_in_steps(
     steps: int = 8,
     score: Literal["magnitude", "activation"] | None = None,
     damping: float = 0.01,
-    batch_size: int = 256,
+    batch_size: int | None = None,
     progress: bool = True,
     **options: Any,
 ) -> keras.Model:

@@ -28,7 +28,7 @@ from keras_pruning.models import (
     calls_in_order,
     calls_of,
     copy_model,
-    count_examples,
+    in_batches,
     kernel_layers,
     linear_maps,
     without_lora,
@@ -53,7 +53,7 @@ def reconstruct(
     x: Any,
     *,
     damping: float = ...,
-    batch_size: int = ...,
+    batch_size: int | None = ...,
     report: Literal[False] = False,
     progress: bool = ...,
 ) -> keras.Model: ...
@@ -64,7 +64,7 @@ def reconstruct(
     x: Any,
     *,
     damping: float = ...,
-    batch_size: int = ...,
+    batch_size: int | None = ...,
     report: Literal[True],
     progress: bool = ...,
 ) -> tuple[keras.Model, pd.DataFrame]: ...
@@ -74,7 +74,7 @@ def reconstruct(
     x: Any,
     *,
     damping: float = 0.01,
-    batch_size: int = 256,
+    batch_size: int | None = None,
     report: bool = False,
     progress: bool = True,
 ) -> keras.Model | tuple[keras.Model, pd.DataFrame]:
@@ -97,7 +97,8 @@ def reconstruct(
             `tf.data.Dataset`, `PyDataset` or `DataLoader`, read once into memory.
         damping: How strongly the weights are held where they are, where the inputs tell
             little: a positive number, relative to the mean square of a layer's inputs.
-        batch_size: Inputs at a time. Fewer take less memory.
+        batch_size: Inputs at a time; fewer take less memory. By default 16 to 1024, the larger
+            they are the fewer.
         report: Whether to return a table as well.
         progress: Whether to print a bar.
 
@@ -123,7 +124,8 @@ def reconstruct(
     """
     if not isinstance(damping, numbers.Real) or not 0 < damping < math.inf:
         raise ValueError(f"damping must be a positive number. Received: damping={damping!r}")
-    check_count("batch_size", batch_size)
+    if batch_size is not None:
+        check_count("batch_size", batch_size)
     batches = _batches(x, batch_size)
     kernel_layers(original)  # raises unless it is a built Keras model
     original = without_lora(original)
@@ -159,16 +161,11 @@ def reconstruct(
     return (result, pd.DataFrame(rows, columns=_COLUMNS)) if report else result
 
 
-def _batches(x: Any, size: int) -> list[Any]:
+def _batches(x: Any, size: int | None) -> list[Any]:
     x, _ = as_arrays(x)
-    count = count_examples(x)
     if not all(np.isfinite(a).all() for a in keras.tree.flatten(x) if a.dtype.kind == "f"):
         raise ValueError("x holds NaN or infinite numbers. Leave these examples out.")
-
-    def part(start: int) -> Any:
-        return keras.tree.map_structure(lambda array: array[start : start + size], x)
-
-    return [part(start) for start in range(0, count, size)]
+    return in_batches(x, size)
 
 
 def _twins(model: keras.Model, original: keras.Model) -> dict[int, keras.Layer]:
