@@ -104,9 +104,6 @@ CASES = {
         kl.Conv2DTranspose(4, 3, strides=2, padding="same", output_padding=1),
         (5, 6, 3),
     ),
-    "transposed2d, output padding of none": (
-        (5, 6, 3),
-    ),
     "transposed2d, valid, output padding": (
         kl.Conv2DTranspose(4, 3, strides=2, output_padding=1),
         (5, 6, 3),
