@@ -26,7 +26,7 @@ from keras_pruning.models.functional import (
     own_weights,
 )
 from keras_pruning.models.kernels import KernelLayer, kernel_layers
-from keras_pruning.models.products import LinearMap, linear_maps
+from keras_pruning.models.products import LinearMap, linear_maps, sample
 
 __all__ = [
     "KernelLayer",
@@ -55,5 +55,6 @@ __all__ = [
     "nodes_in_order",
     "own_trainable_weights",
     "own_weights",
+    "sample",
     "without_lora",
 ]

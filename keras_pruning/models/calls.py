@@ -39,15 +39,15 @@ def calls_in_order(
 
 def calls_of(
     layer: keras.Layer, model: keras.Model, batch: Any, count: int
-) -> list[tuple[Array, Array]]:
-    """Returns the inputs and outputs of the first `count` calls of a layer, as floats.
+) -> list[tuple[Array, Any]]:
+    """Returns the inputs of the first `count` calls of a layer, as floats, and their outputs.
 
     The model runs as in prediction, and no further than that.
     """
-    calls: list[tuple[Array, Array]] = []
+    calls: list[tuple[Array, Any]] = []
 
     def see(x: Any, y: Any) -> None:
-        calls.append((as_floats(x), as_floats(y)))
+        calls.append((as_floats(x), y))
         if len(calls) == count:
             raise _Reached
 

@@ -15,7 +15,9 @@ import numpy as np
 import numpy.typing as npt
 from keras import layers as kl
 
-__all__ = ["LinearMap", "linear_maps"]
+from keras_pruning.models.calls import as_floats
+
+__all__ = ["LinearMap", "linear_maps", "sample"]
 
 Array = npt.NDArray[Any]
 
@@ -46,6 +48,23 @@ class LinearMap:
     count: Callable[[Array], int]
     rows: Callable[[Array, Array], Array]
     answers: Callable[[Array], Array]
+
+    @property
+    def matrix(self) -> Array:
+        """The kernel as it is now, `(groups, features, units)`."""
+        return self.to_matrix(as_floats(self.kernel))
+
+    def product(self, rows: Array) -> Array:
+        """Returns the sums, with the bias, `(rows, groups, units)`."""
+        sums = np.matmul(rows.swapaxes(0, 1), self.matrix).swapaxes(0, 1)
+        if self.bias is None:
+            return sums
+        return sums + as_floats(self.bias).reshape(1, *sums.shape[1:])
+
+
+def sample(count: int, most: int, rng: np.random.Generator) -> Array:
+    """Returns which rows of a product to look at: all, or `most` of them at random."""
+    return np.arange(count) if count <= most else rng.choice(count, most, replace=False)
 
 
 def linear_maps(layer: keras.Layer) -> list[LinearMap]:
@@ -122,14 +141,12 @@ def _einsum(layer: Any, equation: str) -> LinearMap:
 def _convolution(layer: Any, kernel: keras.Variable, bias: keras.Variable | None) -> LinearMap:
     transposed = isinstance(layer, _TRANSPOSED)
     *window, channels, filters = kernel.shape
-    if isinstance(layer, _CONVOLUTIONS):
-        groups = layer.groups
-    else:
-        groups = 1 if transposed else channels
     if transposed:
-        channels, filters = filters, channels
-    elif not isinstance(layer, _CONVOLUTIONS):
-        channels, filters = 1, channels * filters
+        groups, channels, filters = 1, filters, channels
+    elif isinstance(layer, _CONVOLUTIONS):
+        groups = layer.groups
+    else:  # depthwise
+        groups, channels, filters = channels, 1, channels * filters
     inner = (math.prod(window), channels, groups, filters // groups)
     source = _transposed_source if transposed else _source
 

@@ -1,5 +1,6 @@
 """How much each weight or unit carries on given inputs: its magnitude times what it hears."""
 
+import math
 from typing import Any, Literal
 
 import keras
@@ -8,15 +9,14 @@ import numpy.typing as npt
 
 from keras_pruning.channels import channel_readers
 from keras_pruning.models import (
-    LinearMap,
     all_layers,
     as_arrays,
-    as_floats,
     calls_in_order,
     calls_of,
     in_batches,
     kernel_layers,
     linear_maps,
+    sample,
     without_lora,
 )
 from keras_pruning.pruning.masks import check_count
@@ -89,29 +89,26 @@ def _mean_squares(
     Of shape `(groups, features)` each.
     """
     maps = linear_maps(layer)
-    totals = [np.zeros(_matrix(part).shape[:2]) for part in maps]
+    totals = [np.zeros(part.matrix.shape[:2]) for part in maps]
     rng = np.random.default_rng(0)
     number = 0
     for batch in batches:
         for x, _ in calls_of(layer, model, batch, count):
-            size, most = maps[0].count(x), -(-_ROWS // (len(batches) * count))
-            wanted = np.arange(size) if size <= most else rng.choice(size, most, replace=False)
-            rows = maps[0].rows(x, wanted)
+            most = math.ceil(_ROWS / len(batches) / count)
+            rows = maps[0].rows(x, sample(maps[0].count(x), most, rng))
             number += len(rows)
             for part, total in zip(maps, totals, strict=True):
-                rows = rows.reshape(len(rows), *total.shape)
                 total += np.square(rows, dtype=np.float64).sum(axis=0)
-                rows = np.matmul(rows.swapaxes(0, 1), _matrix(part)).swapaxes(0, 1)
+                rows = part.product(rows).reshape(len(rows), 1, -1)
     return [total / number for total in totals]
 
 
 def _weight_scores(
     layer: keras.Layer, kernel: keras.Variable, heard: dict[keras.Layer, list[Array]]
 ) -> Array:
-    for part, squares in zip(linear_maps(layer), heard[layer], strict=True):
-        if part.kernel is kernel:
-            return part.to_kernel(np.abs(_matrix(part)) * np.sqrt(squares)[..., None])
-    raise ValueError(f"Kernel '{kernel.path}' is none of the products of layer '{layer.name}'.")
+    products = zip(linear_maps(layer), heard[layer], strict=True)
+    part, squares = next(pair for pair in products if pair[0].kernel is kernel)
+    return part.to_kernel(np.abs(part.matrix) * np.sqrt(squares)[..., None])
 
 
 def _unit_scores(
@@ -124,20 +121,15 @@ def _unit_scores(
             'Take score="magnitude", or build it with keras.Input and keras.Model.'
         )
     units, inputs = readers
-    squares = np.zeros(1 + max((int(ids.max(initial=0)) for ids in units.values()), default=0))
+    all_ids = [*units.values(), *inputs.values()]
+    squares = np.zeros(1 + max((int(ids.max(initial=0)) for ids in all_ids), default=0))
     for layer, ids in inputs.items():
         if layer in heard:
             part, of_features = linear_maps(layer)[-1], heard[layer][-1][0]
-            read = of_features * np.square(_matrix(part)[0], dtype=np.float64).sum(axis=1)
-            carried = read.reshape(-1, len(ids)).sum(axis=0)  # (window, channels)
-            inside = ids < len(squares)
-            np.add.at(squares, ids[inside], carried[inside])
+            read = of_features * np.square(part.matrix[0], dtype=np.float64).sum(axis=1)
+            np.add.at(squares, ids, read.reshape(-1, len(ids)).sum(axis=0))  # (window, channels)
     return {
         entry.name: np.sqrt(squares[units[entry.layer]])
         for entry in entries
         if entry.layer in units and entry.has_units
     }
-
-
-def _matrix(part: LinearMap) -> Array:
-    return part.to_matrix(as_floats(part.kernel))

@@ -31,6 +31,7 @@ from keras_pruning.models import (
     in_batches,
     kernel_layers,
     linear_maps,
+    sample,
     without_lora,
 )
 from keras_pruning.pruning import check_count
@@ -215,14 +216,15 @@ class _Place:
 
     def example(self) -> tuple[Array, Array]:
         """Returns the first input and output of the twin."""
-        return calls_of(self.twin, self.original, self.batches[0], 1)[0]
+        x, y = calls_of(self.twin, self.original, self.batches[0], 1)[0]
+        return x, as_floats(y)
 
 
 @np.errstate(over="ignore", invalid="ignore")  # what is not finite is looked for
 def _refit(place: _Place, damping: float) -> tuple[str, float | None, float | None]:
     """Refits a layer's kernels and bias; returns what was done, and its error before and after."""
     ours, theirs = linear_maps(place.layer), linear_maps(place.twin)
-    if max(_matrix(part).shape[1] for part in ours) > _MOST_FEATURES:
+    if max(part.matrix.shape[1] for part in ours) > _MOST_FEATURES:
         return f"left: more than {_MOST_FEATURES:,} inputs a unit", None, None
     if not _is_understood(place, theirs):
         return "left: it computes more than its kernel says", None, None
@@ -236,7 +238,7 @@ def _refit(place: _Place, damping: float) -> tuple[str, float | None, float | No
 def _is_understood(place: _Place, maps: list[LinearMap]) -> bool:
     """Whether the products give what the layer gives for the first example."""
     x, y = (array[:1] for array in place.example())
-    sums = _product(maps[-1], _rows(maps, x, np.arange(maps[0].count(x))))
+    sums = maps[-1].product(_rows(maps, x, np.arange(maps[0].count(x))))
     order = maps[-1].answers(np.arange(y.size).reshape(y.shape))  # where each sum stands in y
     answers = np.zeros_like(y)
     answers.flat[order] = sums.reshape(order.shape)
@@ -252,7 +254,7 @@ def _refit_product(
 ) -> tuple[float, float]:
     """Refits the last of a layer's products; not where numbers are not finite, nor the errors."""
     part, twin = ours[-1], theirs[-1]
-    weights = _matrix(part)  # (groups, features, units)
+    weights = part.matrix  # (groups, features, units)
     features = weights.shape[1]
     if part.bias is not None:  # one more feature, that is always 1
         bias = as_floats(part.bias).reshape(len(weights), 1, -1)
@@ -264,10 +266,10 @@ def _refit_product(
     squares = np.zeros(2)  # of the errors, and of the original's sums
     rng = np.random.default_rng(0)
     for x, x_twin in place.inputs():
-        wanted = _sample(part.count(x), math.ceil(_ROWS / len(place.batches) / place.count), rng)
+        wanted = sample(part.count(x), math.ceil(_ROWS / len(place.batches) / place.count), rng)
         rows, rows_twin = _rows(ours, x, wanted), _rows(theirs, x_twin, wanted)
-        goal = _product(twin, rows_twin)
-        error = goal - _product(part, rows)
+        goal = twin.product(rows_twin)
+        error = goal - part.product(rows)
         if part.bias is not None:
             rows = np.concatenate([rows, np.ones_like(rows[..., :1])], axis=-1)
         for group in range(len(weights)):
@@ -297,26 +299,12 @@ def _in_range(changed: Array, weights: Array, dtype: str) -> Array:
     return np.where((held == 0) | ~np.isfinite(held), weights, held)
 
 
-def _sample(count: int, most: int, rng: np.random.Generator) -> Array:
-    return np.arange(count) if count <= most else rng.choice(count, most, replace=False)
-
-
 def _rows(maps: list[LinearMap], x: Array, wanted: Array) -> Array:
     """Returns what the last of a layer's products multiplies."""
     rows = maps[0].rows(x, wanted)
     for part in maps[:-1]:
-        rows = _product(part, rows).reshape(len(rows), 1, -1)
+        rows = part.product(rows).reshape(len(rows), 1, -1)
     return rows
-
-
-def _product(part: LinearMap, rows: Array) -> Array:
-    """Returns the sums, `(rows, groups, units)`."""
-    sums = np.matmul(rows.swapaxes(0, 1), _matrix(part)).swapaxes(0, 1)
-    return sums if part.bias is None else sums + as_floats(part.bias).reshape(1, *sums.shape[1:])
-
-
-def _matrix(part: LinearMap) -> Array:
-    return part.to_matrix(as_floats(part.kernel))
 
 
 @np.errstate(over="ignore", invalid="ignore")  # what is not finite is looked for
