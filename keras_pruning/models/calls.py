@@ -1,7 +1,8 @@
 """What layers hear and send while a model runs: the calls of a layer shown to a function."""
 
 import contextlib
-from collections.abc import Callable, Collection, Iterator
+import functools
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import keras
@@ -38,21 +39,25 @@ def calls_in_order(
 
 
 def calls_of(
-    layer: keras.Layer, model: keras.Model, batch: Any, count: int
-) -> list[tuple[Array, Any]]:
-    """Returns the inputs of the first `count` calls of a layer, as floats, and their outputs.
+    model: keras.Model, counts: Mapping[keras.Layer, int], batch: Any
+) -> dict[keras.Layer, list[tuple[Array, Any]]]:
+    """Returns of so many first calls of each layer the input, as floats, and the output.
 
     The model runs as in prediction, and no further than that.
     """
-    calls: list[tuple[Array, Any]] = []
+    calls: dict[keras.Layer, list[tuple[Array, Any]]] = {layer: [] for layer in counts}
 
-    def see(x: Any, y: Any) -> None:
-        calls.append((as_floats(x), y))
-        if len(calls) == count:
+    def see(layer: keras.Layer, x: Any, y: Any) -> None:
+        if len(calls[layer]) < counts[layer]:
+            calls[layer].append((as_floats(x), y))
+        if all(len(calls[layer]) == count for layer, count in counts.items()):
             raise _Reached
 
-    with _seen(layer, see), contextlib.suppress(_Reached):
-        model(batch, training=False)
+    with contextlib.ExitStack() as stack:
+        for layer in counts:
+            stack.enter_context(_seen(layer, functools.partial(see, layer)))
+        with contextlib.suppress(_Reached):
+            model(batch, training=False)
     return calls
 
 

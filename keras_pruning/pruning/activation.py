@@ -93,7 +93,7 @@ def _mean_squares(
     rng = np.random.default_rng(0)
     number = 0
     for batch in batches:
-        for x, _ in calls_of(layer, model, batch, count):
+        for x, _ in calls_of(model, {layer: count}, batch)[layer]:
             most = math.ceil(_ROWS / len(batches) / count)
             rows = maps[0].rows(x, sample(maps[0].count(x), most, rng))
             number += len(rows)

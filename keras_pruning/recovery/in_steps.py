@@ -29,7 +29,7 @@ def prune_in_steps(
     method: Literal["weights", "units"] = "weights",
     steps: int = 8,
     score: Literal["magnitude", "activation"] | None = None,
-    damping: float = 0.01,
+    damping: float = 0.1,
     batch_size: int | None = None,
     progress: bool = True,
     **options: Any,
@@ -50,7 +50,8 @@ def prune_in_steps(
         steps: How many.
         score: "magnitude", or "activation" for `activation_scores` on x. By default
             magnitude for weights and activation for units, which is better at high sparsities.
-        damping: As in `reconstruct`.
+        damping: As in `reconstruct`; stronger, since many fits to the same inputs would learn
+            them by heart.
         batch_size: As in `reconstruct`.
         progress: Whether to print a bar.
         options: Other arguments of `prune_weights` or `prune_units`, as `layers`.

@@ -43,6 +43,7 @@ Array = npt.NDArray[Any]
 
 _ROWS = 40_000  # that a layer is fitted to, at the most: a convolution has one a place
 _MOST_FEATURES = 8192  # their products take 0.5 GiB
+_MOST_BYTES = 2**28  # of what the original's layers hear, kept rather than computed anew for each
 _NOT_FINITE = "left: in it are numbers that are not finite"
 _COLUMNS = ("layer", "done", "error_before", "error_after")
 
@@ -141,11 +142,13 @@ def reconstruct(
         if id(part) in products or isinstance(part, kl.BatchNormalization)
     ]
     calls = calls_in_order(result, mended, batches[0])
+    heard = _heard_in(original, {twins[id(layer)]: count for layer, count in calls}, batches)
     rows = []
     for layer, count in tqdm(
         calls, "Reconstruct", disable=not progress, file=sys.stdout, unit="layer"
     ):
-        place = _Place(result, original, layer, twins[id(layer)], count, batches)
+        twin = twins[id(layer)]
+        place = _Place(result, original, layer, twin, count, batches, heard.get(twin, []))
         if isinstance(layer, kl.BatchNormalization):
             rows.append((layer.name, _adjust_statistics(place), None, None))
         else:
@@ -188,6 +191,20 @@ def _other_model(model: keras.Model, original: keras.Model) -> ValueError:
     )
 
 
+def _heard_in(
+    original: keras.Model, counts: dict[keras.Layer, int], batches: list[Any]
+) -> dict[keras.Layer, list[list[Array]]]:
+    """Returns what each layer hears for each batch, unless that takes much memory."""
+    heard: dict[keras.Layer, list[list[Array]]] = {}
+    for batch in batches:
+        for layer, calls in calls_of(original, counts, batch).items():
+            heard.setdefault(layer, []).append([x for x, _ in calls])
+        size = sum(x.nbytes for inputs in heard.values() for x in inputs[-1])
+        if size * len(batches) > _MOST_BYTES:
+            return {}
+    return heard
+
+
 def _why_not_called(layer: keras.Layer) -> str:
     if linear_maps(layer):
         return "left: the model does not call it, or in a function that is compiled"
@@ -204,19 +221,26 @@ class _Place:
     twin: keras.Layer
     count: int  # of its calls
     batches: list[Any]
+    heard: list[list[Array]]  # by the twin, for each batch; nothing if that would take much memory
 
     def inputs(self) -> Iterator[tuple[Array, Array]]:
         """Yields what the layer and its twin hear, batch after batch and call after call."""
-        for batch in self.batches:
-            ours = calls_of(self.layer, self.model, batch, self.count)
-            theirs = calls_of(self.twin, self.original, batch, self.count)
-            if [(x.shape, y.shape) for x, y in ours] != [(x.shape, y.shape) for x, y in theirs]:
+        for number, batch in enumerate(self.batches):
+            ours = self._heard(self.model, self.layer, batch)
+            theirs = (
+                self.heard[number] if self.heard else self._heard(self.original, self.twin, batch)
+            )
+            if [x.shape for x in ours] != [x.shape for x in theirs]:
                 raise _other_model(self.model, self.original)
-            yield from ((x, x_twin) for (x, _), (x_twin, _) in zip(ours, theirs, strict=True))
+            yield from zip(ours, theirs, strict=True)
+
+    def _heard(self, model: keras.Model, layer: keras.Layer, batch: Any) -> list[Array]:
+        return [x for x, _ in calls_of(model, {layer: self.count}, batch)[layer]]
 
     def example(self) -> tuple[Array, Array]:
-        """Returns the first input and output of the twin."""
-        x, y = calls_of(self.twin, self.original, self.batches[0], 1)[0]
+        """Returns the first input and output of the twin, for one example."""
+        one = keras.tree.map_structure(lambda x: x[:1], self.batches[0])
+        x, y = calls_of(self.original, {self.twin: 1}, one)[self.twin][0]
         return x, as_floats(y)
 
 
@@ -266,6 +290,8 @@ def _refit_product(
     squares = np.zeros(2)  # of the errors, and of the original's sums
     rng = np.random.default_rng(0)
     for x, x_twin in place.inputs():
+        if part.count(x) != twin.count(x_twin):  # of other strides, of no weight
+            raise _other_model(place.model, place.original)
         wanted = sample(part.count(x), math.ceil(_ROWS / len(place.batches) / place.count), rng)
         rows, rows_twin = _rows(ours, x, wanted), _rows(theirs, x_twin, wanted)
         goal = twin.product(rows_twin)
@@ -280,7 +306,8 @@ def _refit_product(
     if not all(np.isfinite(sums).all() for sums in (gram, cross, squares)):
         return math.nan, math.nan
     step = np.stack([ridge_step(*one, damping) for one in zip(gram, cross, keep, strict=True)])
-    gain = 2 * (step * cross).sum() - (step * (gram @ step)).sum()
+    ridge = damping * gram.diagonal(axis1=1, axis2=2).mean(axis=1)
+    gain = (step * cross).sum() + ridge @ np.square(step).sum(axis=(1, 2))  # for (G + ridge) D = C
     changed = _in_range(weights + step, weights, part.kernel.dtype)
     part.kernel.assign(part.to_kernel(changed[:, :features]))
     if part.bias is not None:

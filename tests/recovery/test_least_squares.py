@@ -52,7 +52,8 @@ KEPT = {
 def test_each_unit_gets_the_solution_over_the_weights_that_it_keeps(keep, damping):
     x, errors = system()
     change = step(x, errors, keep, damping)
-    np.testing.assert_allclose(change, solved(x, errors, keep, damping), atol=1e-9)
+    exactly = 1e-9 if damping == 1e-8 else 1e-5  # too little for float32
+    np.testing.assert_allclose(change, solved(x, errors, keep, damping), atol=exactly)
     assert not change[~keep].any()
     assert change[keep].all()
 
@@ -62,7 +63,7 @@ def test_units_that_keep_the_same_weights_in_any_order_get_their_own_solution():
     keep = np.zeros((FEATURES, UNITS), bool)
     keep[::2, ::2] = True  # units 0, 2, 4, 6 keep one set
     keep[1::2, 1::2] = True  # and units 1, 3, 5 the other
-    np.testing.assert_allclose(step(x, errors, keep, 0.1), solved(x, errors, keep, 0.1), atol=1e-9)
+    np.testing.assert_allclose(step(x, errors, keep, 0.1), solved(x, errors, keep, 0.1), atol=1e-5)
 
 
 def test_where_nothing_is_kept_nothing_changes():
@@ -83,7 +84,7 @@ def test_a_weight_of_an_input_that_is_always_zero_is_left_alone():
     keep = KEPT["random"]
     change = step(x, errors, keep, 0.01)
     assert not change[[0, 5]].any()
-    np.testing.assert_allclose(change, solved(x, errors, keep, 0.01), atol=1e-9)
+    np.testing.assert_allclose(change, solved(x, errors, keep, 0.01), atol=1e-5)
 
 
 def test_no_errors_no_change():
@@ -100,7 +101,7 @@ def test_fewer_examples_than_inputs_are_solved_by_the_damping(examples):
     )
     goal = np.concatenate([errors, np.zeros((FEATURES, UNITS))])
     expected = np.linalg.lstsq(augmented, goal)[0]
-    np.testing.assert_allclose(step(x, errors, keep, 0.01), expected, atol=1e-9)
+    np.testing.assert_allclose(step(x, errors, keep, 0.01), expected, atol=1e-4)
 
 
 def test_inputs_that_depend_on_each_other_are_solved_at_a_damping_below_rounding():
@@ -122,10 +123,20 @@ def test_the_arguments_are_not_changed():
         np.testing.assert_array_equal(array, as_it_was)
 
 
-def test_many_units_and_patterns_give_the_same_numbers_each_time():
+@pytest.mark.parametrize("share", [0.3, 0.55, 0.9, 1.0])
+def test_many_units_and_patterns_give_the_same_numbers_each_time(share):
     rng = np.random.default_rng(2)
     x, errors = rng.normal(size=(200, 40)), rng.normal(size=(200, 90))
-    keep = rng.random((40, 90)) < 0.3
+    x[:, 3] = 0
+    keep = rng.random((40, 90)) < share
     first = step(x, errors, keep, 0.01)
     np.testing.assert_array_equal(first, step(x, errors, keep, 0.01))
-    np.testing.assert_allclose(first, solved(x, errors, keep, 0.01), atol=1e-9)
+    np.testing.assert_allclose(first, solved(x, errors, keep, 0.01), atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e25])
+def test_inputs_beyond_the_range_of_float32_are_solved(size):
+    x, errors = system()
+    keep = KEPT["random"]
+    change = step(size * x, errors, keep, 0.01)
+    np.testing.assert_allclose(size * change, solved(x, errors, keep, 0.01), atol=1e-5)
