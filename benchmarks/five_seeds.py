@@ -1,11 +1,11 @@
-"""Prunes five networks of each data set, with and without fine-tuning, on a local Dask cluster.
+"""Prunes five networks of each data set, refits them, trains them on, on a local Dask cluster.
 
     TFDS_DATA_DIR=... python benchmarks/five_seeds.py
     python benchmarks/five_seeds.py --draw  # the figure and the table again, from the CSV file
 
 Needs `pip install distributed`. Takes about an hour on two cores. Each finished point is kept in
 results/five_seeds/: a run that was stopped goes on from there. Writes images/five_seeds.csv, a row
-a point, and images/five_seeds.png, and prints the README's table.
+a point, and images/five_seeds.png, and prints a table of it.
 """
 
 import argparse
@@ -26,6 +26,7 @@ import pruning_utils as pu  # noqa: E402
 from keras_pruning.studies.sweep import METHODS  # noqa: E402
 
 SEEDS = range(5)
+RECONSTRUCTED = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.97, 0.99)  # sparsities
 FINE_TUNED = (0.8, 0.9, 0.95, 0.99)  # sparsities; each costs one epoch of training
 FROM_SCRATCH = (0.8, 0.9, 0.95, 0.99)  # networks with as few units, never pruned
 TITLES = {"mnist": "MNIST", "fashion_mnist": "Fashion-MNIST"}
@@ -95,12 +96,13 @@ def run() -> pd.DataFrame:
         "store": ROOT / "results" / "five_seeds",
     }
     dense = {"dense": "five_seeds:train"}
-    tuned = {"one epoch": "five_seeds:one_epoch"}
+    refitted, tuned = {"reconstructed": "reconstruct"}, {"one epoch": "five_seeds:one_epoch"}
     small = {f"small_{100 * s:.0f}": f"five_seeds:small_{100 * s:.0f}" for s in FROM_SCRATCH}
     with Client(threads_per_worker=1, dashboard_address=":0") as client:
         common |= {"executor": client.get_executor(), "methods": METHODS}
         tables = [
             kp.experiment(**common, networks=dense),
+            kp.experiment(**common, networks=dense, sparsities=RECONSTRUCTED, fine_tuning=refitted),
             kp.experiment(**common, networks=dense, sparsities=FINE_TUNED, fine_tuning=tuned),
         ]
         common |= {"methods": ["units"], "sparsities": [0]}
@@ -115,15 +117,17 @@ def read_table() -> pd.DataFrame:
 
 
 def draw(table: pd.DataFrame) -> plt.Figure:
-    """A row of panels before and one after fine-tuning, a column a data set, bands over seeds."""
-    figure = plt.figure(figsize=(8.7, 8.4), layout="constrained")
-    is_tuned = table["fine_tuning"] == "one epoch"
+    """A row of panels for each treatment, a column a data set, bands over seeds."""
+    figure = plt.figure(figsize=(8.7, 12.4), layout="constrained")
+    treatment, is_dense = table["fine_tuning"], table["sparsity"] == 0
     is_control = table["method"] == "from_scratch"
     rows = {
-        "Pruned, not trained on": ~is_tuned & ~is_control,
-        "Pruned, then one epoch of training": is_tuned | is_control | (table["sparsity"] == 0),
+        "Pruned, no more": (treatment == "none") & ~is_control,
+        "Pruned, then refitted to 2,000 images without labels": is_dense
+        | (treatment == "reconstructed"),
+        "Pruned, then one epoch of training": is_dense | is_control | (treatment == "one epoch"),
     }
-    for part, (title, chosen) in zip(figure.subfigures(2, 1), rows.items(), strict=True):
+    for part, (title, chosen) in zip(figure.subfigures(3, 1), rows.items(), strict=True):
         part.suptitle(title)
         shown = table[chosen]
         panels = {title: shown[shown["data"] == name] for name, title in TITLES.items()}
@@ -132,18 +136,18 @@ def draw(table: pd.DataFrame) -> plt.Figure:
 
 
 def markdown(table: pd.DataFrame) -> str:
-    """Median, smallest and largest accuracy after fine-tuning and of the control, in percent."""
+    """Median, smallest and largest accuracy of each treatment and of the control, in percent."""
     lines = [
-        "| data set | method | " + " | ".join(f"{s:.0%}" for s in FINE_TUNED) + " |",
-        "|---" * (2 + len(FINE_TUNED)) + "|",
+        "| data set | method | then | " + " | ".join(f"{s:.0%}" for s in FINE_TUNED) + " |",
+        "|---" * (3 + len(FINE_TUNED)) + "|",
     ]
-    last = table[(table["fine_tuning"] == "one epoch") | (table["method"] == "from_scratch")]
-    for (data, method), part in last.groupby(["data", "method"], sort=False):
+    for (data, method, then), part in table.groupby(["data", "method", "fine_tuning"], sort=False):
         cells = []
         for sparsity in FINE_TUNED:
             percent = 100 * part.loc[part["sparsity"] == sparsity, "accuracy"]
             cells.append(f"{percent.median():.1f} ({percent.min():.1f}–{percent.max():.1f})")
-        lines.append(f"| {TITLES[data]} | {method.replace('_', ' ')} | " + " | ".join(cells) + " |")
+        what = [TITLES[data], method.replace("_", " "), "" if then == "none" else then]
+        lines.append(f"| {' | '.join([*what, *cells])} |")
     return "\n".join(lines)
 
 

@@ -17,7 +17,8 @@ _PROGRAM = "keras-pruning"
 _EXAMPLES = (
     "summary model.keras -o layers.csv",
     "prune model.keras --method weights --sparsity 0.9 -o sparse.keras",
-    "prune model.keras --method units --sparsity 0.8 --shrink -o small.keras",
+    "prune model.keras --method units --sparsity 0.8 --reconstruct train.npz --shrink "
+    "-o small.keras",
     "prune model.keras --method weights --sparsity 0.5 --layers dense_1 dense_2 -o part.keras",
     "measure model.keras --data test.npz",
     "measure model.keras small.keras --batch-sizes 1 32",
@@ -135,6 +136,13 @@ def _prune_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sparsity", type=float, required=True, help="share to prune, 0 to 1")
     parser.add_argument("--scope", choices=("layer", "global"), default="layer")
     parser.add_argument("--layers", nargs="+", help=_LAYERS_HELP)
+    parser.add_argument(
+        "--reconstruct",
+        metavar="DATA",
+        type=Path,
+        help=".npz file with x, or x_train: inputs to which what is left is refitted, without "
+        "labels; some thousand are enough",
+    )
     parser.add_argument("--shrink", action="store_true", help="remove the pruned units")
 
 

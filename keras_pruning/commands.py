@@ -17,6 +17,7 @@ import pandas as pd
 from keras_pruning.channels import shrink
 from keras_pruning.measuring import compare, inference_file
 from keras_pruning.pruning import count_nonzero, prune_units, prune_weights, summary
+from keras_pruning.recovery import reconstruct
 from keras_pruning.studies import (
     SPARSITIES,
     local_processes,
@@ -63,6 +64,10 @@ def prune_model(arguments: argparse.Namespace) -> None:
     model = _load_model(arguments.model)
     prune = prune_weights if arguments.method == "weights" else prune_units
     pruned = prune(model, arguments.sparsity, scope=arguments.scope, layers=arguments.layers)
+    if arguments.reconstruct is not None:
+        (x,) = _arrays(arguments.reconstruct, ("x",), ("x_train",))
+        x = _in_model_shape(x, model, arguments.reconstruct)
+        pruned = reconstruct(pruned, model, x, progress=False)
     if arguments.shrink:
         pruned = shrink(pruned)
     write_whole(arguments.output, model_to_bytes(pruned))
@@ -146,19 +151,27 @@ def _load_model(path: Path) -> keras.Model:
 
 def _load_data(name: str, model: keras.Model) -> tuple[Any, Any]:
     """Returns x and y; x in the model's input shape where only axes of length one differ."""
-    x, y = _from_npz(Path(name)) if name.endswith(".npz") else _from_tfds(name)
+    if name.endswith(".npz"):
+        x, y = _arrays(Path(name), ("x", "y"), ("x_test", "y_test"))
+    else:
+        x, y = _from_tfds(name)
+    return _in_model_shape(x, model, name), y
+
+
+def _in_model_shape(x: Any, model: keras.Model, name: str | Path) -> Any:
     shape = getattr(model, "input_shape", None)
-    if isinstance(shape, tuple) and None not in shape[1:]:
-        without_ones = [n for n in x.shape[1:] if n != 1], [n for n in shape[1:] if n != 1]
-        if without_ones[0] != without_ones[1]:
-            raise ValueError(
-                f"The inputs of '{name}' have the shape {x.shape[1:]}, the model takes {shape[1:]}."
-            )
-        x = x.reshape(len(x), *shape[1:])
-    return x, y
+    if not isinstance(shape, tuple) or None in shape[1:]:
+        return x
+    without_ones = [n for n in x.shape[1:] if n != 1], [n for n in shape[1:] if n != 1]
+    if without_ones[0] != without_ones[1]:
+        raise ValueError(
+            f"The inputs of '{name}' have the shape {x.shape[1:]}, the model takes {shape[1:]}."
+        )
+    return x.reshape(len(x), *shape[1:])
 
 
-def _from_npz(path: Path) -> tuple[Any, Any]:
+def _arrays(path: Path, *choices: tuple[str, ...]) -> tuple[Any, ...]:
+    """Returns the arrays of a file under the first of the names that it has."""
     if not path.is_file():
         raise ValueError(f"There is no file '{path}'.")
     try:
@@ -166,12 +179,11 @@ def _from_npz(path: Path) -> tuple[Any, Any]:
             arrays = {key: file[key] for key in file.files}
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise ValueError(f"'{path}' is no .npz file of arrays: {error}") from error
-    for x, y in (("x", "y"), ("x_test", "y_test")):
-        if x in arrays and y in arrays:
-            return arrays[x], arrays[y]
-    raise ValueError(
-        f"'{path}' must hold the arrays x and y, or x_test and y_test. It holds: {sorted(arrays)}"
-    )
+    for names in choices:
+        if all(name in arrays for name in names):
+            return tuple(arrays[name] for name in names)
+    wanted = ", or ".join(" and ".join(names) for names in choices)
+    raise ValueError(f"'{path}' must hold the arrays {wanted}. It holds: {sorted(arrays)}")
 
 
 def _from_tfds(name: str) -> tuple[Any, Any]:

@@ -150,6 +150,19 @@ def test_prune_shrinks_if_asked(files, study, capsys):
     assert "out.keras: 508 parameters" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("name", ["x", "x_train"])
+def test_prune_refits_if_asked(files, study, name):
+    _, model, x, _ = study
+    np.savez(files / "train.npz", **{name: x, "x_test": 0 * x})
+    assert main([*PRUNE, "--reconstruct", "train.npz", "--shrink"]) == 0
+    expected = kp.reconstruct(kp.prune_units(model, 0.5), model, x, progress=False)
+    written = keras.saving.load_model(files / "out.keras")
+    np.testing.assert_allclose(
+        written.predict(x, verbose=0), expected.predict(x, verbose=0), rtol=1e-3, atol=1e-3
+    )
+    assert written.count_params() == 508
+
+
 def test_prune_takes_layers(files, study):
     name = study[1].layers[1].name
     assert main([*PRUNE, "--layers", name]) == 0
@@ -231,6 +244,9 @@ def test_the_input_is_not_overwritten_either(files, capsys):
         ([*SWEEP, "-o", "none/table.csv"], "There is no folder 'none' for 'table.csv'"),
         ([*PRUNE, "--layers", "no_such"], "no_such"),
         ([*PRUNE[:-1], "out.h5"], "must end in .keras"),
+        ([*PRUNE, "--reconstruct", "none.npz"], "There is no file 'none.npz'"),
+        ([*PRUNE, "--reconstruct", "other.npz"], "must hold the arrays x, or x_train. It holds"),
+        ([*PRUNE, "--reconstruct", "wide.npz"], r"have the shape (30,), the model takes (20,)"),
     ],
 )
 def test_what_cannot_be_used_is_named(files, study, capsys, arguments, message):

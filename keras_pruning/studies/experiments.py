@@ -15,7 +15,7 @@ from typing import Any
 import keras
 import pandas as pd
 
-from keras_pruning.models import check_data, kernel_layers
+from keras_pruning.models import as_arrays, check_data, kernel_layers
 from keras_pruning.pruning import Scope, check_count, check_sparsity
 from keras_pruning.recovery import keep_zeros
 from keras_pruning.studies.store import open_store, set_aside, task_path, write_whole
@@ -27,6 +27,7 @@ from keras_pruning.studies.sweep import (
     evaluator,
     measured_row,
     prune_by_name,
+    refitter,
 )
 from keras_pruning.studies.tasks import Job, Results, run_jobs
 from keras_pruning.studies.workers import (
@@ -42,6 +43,9 @@ __all__ = ["experiment"]
 LoadData = Callable[[], tuple[tuple[Any, Any], tuple[Any, Any]]]
 TrainNetwork = Callable[..., keras.Model]  # (x_train, y_train, *, seed) -> compiled model
 FineTune = Callable[..., Any]  # (model, x_train, y_train, *, seed): trains in place
+
+_RECONSTRUCT = "reconstruct"
+_INPUTS = 2_000  # that reconstruct fits to
 
 
 def experiment(
@@ -84,8 +88,9 @@ def experiment(
         methods: Among "weights", "units", "random_weights", "random_units".
         sparsities: Shares to prune, floats in [0, 1].
         fine_tuning: Name to a function `(model, x_train, y_train, *, seed)` that trains the
-            pruned model in place, while its zeros are kept, or to `None` for none, which is
-            the default: `{"none": None}`.
+            pruned model in place, while its zeros are kept; or to "reconstruct", which refits it
+            to the first 2,000 of `x_train`, without labels; or to `None` for none, which is the
+            default: `{"none": None}`.
         scope: "layer" or "global", as in `prune_weights`.
         executor: Any `concurrent.futures.Executor`: that of `local_processes`, in a script
             under `if __name__ == "__main__":`,
@@ -116,7 +121,7 @@ def experiment(
     sources = {name: _reference(f, travels) for name, f in _filled("data", data).items()}
     trainers = {name: _reference(f, travels) for name, f in _filled("networks", networks).items()}
     tuners = {
-        name: None if f is None else _reference(f, travels)
+        name: f if f in (None, _RECONSTRUCT) else _reference(f, travels)
         for name, f in _filled("fine_tuning", tuning).items()
     }
     trainings = [
@@ -249,8 +254,11 @@ def _measure_point(network: Payload, training: _Training, point: _Point) -> pd.D
     weights = prune_by_name(
         model, point.method, point.sparsity, scope=point.scope, layers=None, seed=training.seed
     )
-    if point.tune is not None:
-        (x, y), _ = _load(training.load)
+    (x, y), _ = _load(training.load)
+    if point.tune == _RECONSTRUCT:
+        some = keras.tree.map_structure(lambda array: array[:_INPUTS], as_arrays(x)[0])
+        weights = refitter(model_from_bytes(network.content), some)(weights)
+    elif point.tune is not None:
         pruned = model_from_bytes(network.content)
         pruned.set_weights(weights)
         keras.utils.set_random_seed(training.seed)

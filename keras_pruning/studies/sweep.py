@@ -19,6 +19,7 @@ import pandas as pd
 
 from keras_pruning.inference import count_cores, one_blas_thread, read_dense_chain, sparse_forward
 from keras_pruning.models import (
+    as_arrays,
     check_data,
     copy_model,
     loss_head,
@@ -39,6 +40,7 @@ from keras_pruning.pruning import (
     weights_under_unit_masks,
     weights_under_weight_masks,
 )
+from keras_pruning.recovery import reconstruct
 from keras_pruning.studies.tasks import Job, Results, run_jobs
 from keras_pruning.studies.workers import (
     Payload,
@@ -58,6 +60,7 @@ __all__ = [
     "measured_sparsity",
     "prune_by_name",
     "pruned_weights",
+    "refitter",
     "sparsity_sweep",
 ]
 
@@ -81,6 +84,7 @@ def sparsity_sweep(
     repeats: int = 1,
     scope: Scope = "layer",
     layers: Iterable[str | keras.Layer] | None = None,
+    reconstruct_on: Any = None,
     seed: int = 0,
     batch_size: int = 1000,
     progress: bool = True,
@@ -113,6 +117,9 @@ def sparsity_sweep(
         scope: "layer" or "global", as in `prune_weights`.
         layers: Names of the layers to prune, or the layers; by default those that
             `prune_weights`, and for units `prune_units`, prune by default.
+        reconstruct_on: Inputs without labels, not those of x, to which each pruned model is
+            refitted before it is measured, as `reconstruct` does; or `None`, to measure it as
+            pruning left it.
         seed: Seed of the first repeat.
         batch_size: Examples evaluated together.
         progress: Whether to show a progress bar on standard output.
@@ -120,8 +127,9 @@ def sparsity_sweep(
             `local_processes`, in a script under `if __name__ == "__main__":`,
             `dask.distributed.Client(...).get_executor()`, MPI's pool.
             `None`: this process, two points side by side where no given function and no
-            Keras model has a part, else one after the other. To an executor the model and
-            the data travel with each point; given functions must be importable there.
+            Keras model has a part and nothing is refitted, else one after the other. To an
+            executor the model and the data travel with each point; given functions must be
+            importable there.
         store: Folder for the finished points, one small file each, or `None`.
         threads: What each worker computes with; `None` leaves it as it is.
 
@@ -143,6 +151,7 @@ def sparsity_sweep(
     if isinstance(layers, Mapping):
         raise TypeError("layers must be a list of names here: the sweep gives the sparsities.")
     names = None if layers is None else layer_names(model, layers)
+    refit_to = None if reconstruct_on is None else as_arrays(reconstruct_on)[0]
     model = without_lora(model)  # what it computes with is what is pruned
     functions = methods if isinstance(methods, Mapping) else check_methods(methods)
     if names and any(m in METHODS and m.endswith("units") for m in functions):
@@ -165,18 +174,20 @@ def sparsity_sweep(
     )
     tasks: list[dict[str, Any]] = [asdict(point) for point in points]
     if store is not None:
-        identity, by_method = _identity(model, x, y, options), dict(options.functions)
+        identity, by_method = _identity(model, x, y, refit_to, options), dict(options.functions)
         tasks = [identity | task | {"function": by_method[task["method"]]} for task in tasks]
     results = Results(tasks, store, progress=progress, label="Sweep")
     if executor is None:
-        at_once = _points_at_once(model, options, len(results.missing))
-        measure = _point_measurer(model, x, y, options, n_threads=-(-count_cores() // at_once))
+        at_once = _points_at_once(model, options, len(results.missing)) if refit_to is None else 1
+        n_threads = -(-count_cores() // at_once)
+        measure = _point_measurer(model, x, y, refit_to, options, n_threads)
         jobs = [Job(measure, (points[i],), partial(results.add, i)) for i in results.missing]
         with ThreadPoolExecutor(at_once) if at_once > 1 else contextlib.nullcontext() as pool:
             run_jobs(jobs, results, executor=pool, let_finish=True)  # no thread can be stopped
     else:
         network = Payload.of(model_to_bytes(model, for_inference=True))
-        data = Payload(_digest_of_arrays((x, y)), (x, y))
+        arrays = (x, y, refit_to)
+        data = Payload(_digest_of_arrays(arrays), arrays)
         jobs = [
             Job(_measure_elsewhere, (network, data, options, points[i]), partial(results.add, i))
             for i in results.missing
@@ -233,10 +244,16 @@ def _points_at_once(model: keras.Model, options: _Options, n_points: int) -> int
 
 
 def _point_measurer(
-    model: keras.Model, x: Any, y: Any, options: _Options, n_threads: int | None = None
+    model: keras.Model,
+    x: Any,
+    y: Any,
+    refit_to: Any,
+    options: _Options,
+    n_threads: int | None = None,
 ) -> Callable[[_Point], pd.DataFrame]:
-    """Returns a function that measures the model pruned as a point says."""
+    """Returns a function that measures the model pruned, and refitted, as a point says."""
     evaluate = evaluator(model, x, y, options.batch_size, n_threads)
+    refit = None if refit_to is None else refitter(model, refit_to)
     functions = dict(options.functions)
     read = _reading_once()
     dense: dict[str, float] = {}
@@ -260,6 +277,7 @@ def _point_measurer(
         if point.sparsity == 0 and function is None:  # the same network for each method
             dense = measured = dense or evaluate(weights)
         else:
+            weights = refit(weights) if refit else weights
             measured = evaluate(weights)
         row = {"method": point.method, "sparsity": point.sparsity}
         row |= measured_row(model, weights, measured, point.method, options.layers)
@@ -293,11 +311,12 @@ def _measure_elsewhere(
 def _cached_measurer(
     model: Payload, data: Payload, options: _Options
 ) -> Callable[[_Point], pd.DataFrame]:
-    x, y = data.content
-    return _point_measurer(model_from_bytes(model.content), x, y, options)
+    return _point_measurer(model_from_bytes(model.content), *data.content, options)
 
 
-def _identity(model: keras.Model, x: Any, y: Any, options: _Options) -> dict[str, Any]:
+def _identity(
+    model: keras.Model, x: Any, y: Any, refit_to: Any, options: _Options
+) -> dict[str, Any]:
     """Returns what tells this sweep's points from those of other sweeps in one store."""
     config = model_config(model)
     compiled = model.get_compile_config() or {}
@@ -310,7 +329,7 @@ def _identity(model: keras.Model, x: Any, y: Any, options: _Options) -> dict[str
         "scope": options.scope,
         "layers": None if options.layers is None else ", ".join(options.layers),
         "batch_size": options.batch_size,
-    }
+    } | ({} if refit_to is None else {"reconstruct_on": _digest_of_arrays(refit_to)[:16]})
 
 
 def _digest_of_arrays(arrays: Any) -> str:
@@ -372,6 +391,19 @@ def evaluator(
         return {name: float(value) for name, value in metrics_of(weights).items()}
 
     return evaluate
+
+
+def refitter(model: keras.Model, x: Any) -> Callable[[Weights], Weights]:
+    """Returns a function that refits pruned weights to what the model gives for the inputs x."""
+    pruned = copy_model(model)
+    one_at_a_time = threading.Lock()  # it watches the layers of the one model
+
+    def refit(weights: Weights) -> Weights:
+        with one_at_a_time:
+            pruned.set_weights(weights)
+            return reconstruct(pruned, model, x, progress=False).get_weights()
+
+    return refit
 
 
 def _loss_head_of_chain(model: keras.Model) -> keras.Model | None:

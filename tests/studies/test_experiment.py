@@ -108,6 +108,20 @@ def test_a_point_is_what_pruning_by_hand_gives(table):
     assert row["nonzero"] == sum((array != 0).sum() for array in pruned.get_weights())
 
 
+def test_a_network_may_be_refitted_instead_of_trained():
+    table = kp.experiment(**SHORT | {"fine_tuning": {"refitted": "reconstruct"}})
+    (x, y), test = tiny_study.blobs()
+    keras.utils.set_random_seed(0)
+    network = tiny_study.train(x, y, seed=0)
+    for sparsity, loss in zip(table["sparsity"], table["loss"], strict=True):
+        pruned = kp.prune_weights(network, sparsity)
+        refitted = kp.reconstruct(pruned, network, x, progress=False)
+        expected = refitted.evaluate(*test, verbose=0, return_dict=True)["loss"]
+        assert loss == pytest.approx(expected, rel=1e-3)
+    assert (table["fine_tuning"] == "refitted").all()
+    assert table["sparsity_measured"].round(1).tolist() == [0, 0.5, 0.9]
+
+
 def test_fine_tuning_helps_and_zeros_stay(table):
     by_way = table[table["sparsity"] == 0.9].pivot_table("loss", "fine_tuning", "seed")
     assert (by_way.loc["one epoch"] < by_way.loc["none"]).all()

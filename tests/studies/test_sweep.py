@@ -60,6 +60,43 @@ def test_the_sweep_measures_what_a_plain_loop_measures(network, method, prune, d
         np.testing.assert_allclose(table[column], [e[column] for e in expected], rtol=1e-4)
 
 
+@pytest.mark.parametrize("network", [dense_network, conv_network])
+def test_points_are_refitted_before_they_are_measured(network, data):
+    model = network()
+    inputs = np.random.default_rng(1).normal(size=(50, 8, 8, 1)).astype("float32")
+    options = {"methods": ["weights", "units"], "sparsities": (0, 0.5, 0.8)}
+    table = kp.sparsity_sweep(model, *data, reconstruct_on=inputs, **options)
+    assert list(table.columns) == list(kp.sparsity_sweep(model, *data, **options).columns)
+    for row in table.to_dict("records"):
+        prune = kp.prune_units if row["method"] == "units" else kp.prune_weights
+        expected = prune(model, row["sparsity"])
+        if row["sparsity"]:
+            expected = kp.reconstruct(expected, model, inputs, progress=False)
+        loss = expected.evaluate(*data, verbose=0, return_dict=True)["loss"]
+        assert row["loss"] == pytest.approx(loss, rel=1e-3)
+        assert row["nonzero"] == sum((w != 0).sum() for w in expected.get_weights())
+
+
+def test_refitting_is_the_same_on_workers_and_apart_in_a_store(data, tmp_path):
+    inputs = np.random.default_rng(1).normal(size=(2, 50, 8, 8, 1)).astype("float32")
+
+    def swept(**options):
+        return kp.sparsity_sweep(
+            dense_network(), *data, methods=["weights"], sparsities=(0.5, 0.9), **options
+        )
+
+    here, other = swept(reconstruct_on=inputs[0]), swept(reconstruct_on=inputs[1])
+    assert not other["loss"].equals(here["loss"])
+    with ThreadPoolExecutor(2) as pool:
+        there = swept(reconstruct_on=inputs[0], executor=pool, store=tmp_path)
+        pd.testing.assert_frame_equal(there, here)
+        pd.testing.assert_frame_equal(
+            swept(reconstruct_on=inputs[1], executor=pool, store=tmp_path), other
+        )
+    assert len(kp.load_results(tmp_path)) == 4
+    pd.testing.assert_frame_equal(swept(reconstruct_on=inputs[0], store=tmp_path), here)
+
+
 def test_more_points_do_not_read_the_weights_more_often(data, monkeypatch):
     model = dense_network()
     of_model, reads = {id(v) for v in model.weights}, []
@@ -275,6 +312,8 @@ def test_the_progress_bar_is_on_standard_output_or_nowhere(data, capsys):
         ({"scope": "all"}, ValueError, "scope='all'"),
         ({"layers": ["absent"]}, ValueError, "absent"),
         ({"layers": {"dense": 0.5}}, TypeError, "list of names"),
+        ({"reconstruct_on": np.full((4, 8, 8, 1), np.nan)}, ValueError, "NaN"),
+        ({"reconstruct_on": "train.npz"}, TypeError, "x takes arrays"),
     ],
 )
 def test_bad_arguments_are_named(data, arguments, error, message):
