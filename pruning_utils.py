@@ -24,13 +24,13 @@ import keras
 
 # fmt: off
 from keras_pruning import (
-    GradualPruning, KeepZeros, SparseModel, compare, prunable_layers, prune_units, prune_weights,
+    GradualPruning, KeepZeros, SparseModel, compare, prune_units, prune_weights, reconstruct,
     sensitivity_sweep, shrink, sparsity_sweep, suggest_sparsities, summary, unit_mask, weight_mask,
 )
 from keras_pruning.plots import (
     draw_network_pruning, plot_accuracy, plot_accuracy_panels, plot_class_accuracy, plot_images,
-    plot_masks, plot_matrix, plot_recovery, plot_savings, plot_sensitivity, plot_speed,
-    plot_units_as_images, plot_weight_histograms,
+    plot_masks, plot_matrix, plot_savings, plot_sensitivity, plot_speed, plot_units_as_images,
+    plot_weight_histograms,
 )
 # fmt: on
 

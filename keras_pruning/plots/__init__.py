@@ -29,7 +29,7 @@ from keras_pruning.plots.curves import (
     plot_speed,
 )
 from keras_pruning.plots.network import draw_network_pruning
-from keras_pruning.plots.tables import plot_class_accuracy, plot_recovery, plot_savings
+from keras_pruning.plots.tables import plot_class_accuracy, plot_savings
 
 if importlib.util.find_spec("matplotlib") is None:  # which is imported when a figure is drawn
     raise ImportError('Figures need matplotlib: pip install "keras-pruning[plots]"')
@@ -42,7 +42,6 @@ __all__ = [
     "plot_images",
     "plot_masks",
     "plot_matrix",
-    "plot_recovery",
     "plot_savings",
     "plot_sensitivity",
     "plot_speed",

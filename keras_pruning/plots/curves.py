@@ -18,6 +18,7 @@ from keras_pruning.plots.checks import (
 from keras_pruning.plots.look import (
     BLUE,
     GREY,
+    INK,
     ORANGE,
     SKY,
     VERMILLION,
@@ -41,6 +42,8 @@ _METHOD_STYLES: dict[str, dict[str, Any]] = {
     "random_weights": {"color": SKY, "marker": "o", "linestyle": "--", "markerfacecolor": "w"},
     "random_units": {"color": ORANGE, "marker": "s", "linestyle": "--", "markerfacecolor": "w"},
     "from_scratch": {"color": "#009E73", "marker": "^", "linestyle": ":"},
+    "refitted": {"color": "#7B3294", "marker": "D", "linestyle": "-"},
+    "trained_on": {"color": INK, "marker": "^", "linestyle": "--", "markerfacecolor": "w"},
 }
 _SPARE_STYLES: tuple[dict[str, Any], ...] = (
     {"color": "#117733", "marker": "P", "linestyle": "-"},
@@ -53,6 +56,8 @@ _METHOD_LABELS = {
     "random_weights": "random weights\n(control)",
     "random_units": "random units\n(control)",
     "from_scratch": "as few units,\nfrom scratch (control)",
+    "refitted": "refitted\nwithout labels",
+    "trained_on": "trained on\nwith labels",
 }
 
 _SPEED_TICKS = [number * 10.0**power for power in range(-2, 4) for number in (1, 2, 5)]

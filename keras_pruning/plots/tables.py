@@ -1,10 +1,10 @@
-"""Figures of tables whose rows are networks or classes: accuracy, recovery, cost."""
+"""Figures of tables whose rows are networks or classes: accuracy and cost."""
 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,8 +14,6 @@ from keras_pruning.plots.look import (
     GREY,
     INK,
     PALE,
-    SKY,
-    VERMILLION,
     axes_grid,
     new_axes,
     separate_cells,
@@ -28,15 +26,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure, SubFigure
 
-__all__ = ["plot_class_accuracy", "plot_recovery", "plot_savings"]
+__all__ = ["plot_class_accuracy", "plot_savings"]
 
-_RECOVERY_STYLES: tuple[dict[str, Any], ...] = (
-    {"color": "#9A9A9A", "marker": "|", "markersize": 20, "linestyle": "", "markeredgewidth": 2},
-    {"color": BLUE, "marker": "o", "markersize": 7, "linestyle": "", "markerfacecolor": "w"},
-    {"color": BLUE, "marker": "o", "markersize": 7, "linestyle": ""},
-    {"color": VERMILLION, "marker": "D", "markersize": 6, "linestyle": ""},
-    {"color": "#009E73", "marker": "^", "markersize": 7, "linestyle": ""},
-)
 _NAME_WIDTH = 34  # letters a line of a name beside the axes
 
 
@@ -70,50 +61,6 @@ def plot_class_accuracy(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
         worst = value == percent[:, column].min()
         write_cell(ax, row, column, f"{value:.0f}", color="w" if value < 12 else INK, bold=worst)
     _label_heat_map(ax, table)
-    return ax
-
-
-def plot_recovery(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
-    """Draw what training after pruning gives back: one line a network, from loss to recovery.
-
-    Each number stands at its own mark: the pruned accuracy on the left of its ring, the last
-    trained one above its dot, the dense one in grey below its stroke.
-
-    Args:
-        table: Accuracies in [0, 1]; the index names the networks. The first column is the
-            dense network, a grey stroke; the second the pruned one, a ring; the others, dots,
-            are what training made of it.
-        ax: Where to draw; a new pyplot figure if None.
-
-    Returns:
-        The axes, accuracy in percent.
-
-    Raises:
-        TypeError: If `table` is no DataFrame.
-        ValueError: If it is empty, has fewer than three columns, or a value lies outside [0, 1].
-    """
-    check_frame(table)
-    percent = 100 * table.to_numpy(float)
-    check_shares("table", percent / 100)
-    if table.shape[1] < 3:
-        raise ValueError(
-            f"table has the columns {list(table.columns)}. Expected at least three: the dense "
-            "network, the pruned one, the trained one."
-        )
-    ax = new_axes((7.2, 1.3 + 0.65 * len(table))) if ax is None else ax
-    for row, (dense, pruned, *trained) in enumerate(percent):
-        _draw_recovery(ax, row, dense, pruned, trained)
-    names = [textwrap.fill(str(name), _NAME_WIDTH) for name in table.index]
-    ax.set_yticks(range(len(table)), names)
-    ax.set_ylim(len(table) - 0.4, -0.6)
-    ax.set_xlim(-8, 105)  # room for the numbers at the first and the last marks
-    ax.set_xticks(range(0, 101, 20))
-    ax.set_xlabel("accuracy (%)")
-    ax.grid(axis="x", color="#EEEEEE", linewidth=0.8)
-    ax.set_axisbelow(True)
-    ax.spines[["top", "right", "left"]].set_visible(False)
-    ax.tick_params(axis="y", length=0)
-    _legend_of_recovery(ax, table.columns)
     return ax
 
 
@@ -157,43 +104,6 @@ def plot_savings(
         ax.tick_params(axis="y", length=0)
         ax.spines[["top", "right", "bottom"]].set_visible(False)
     return figure
-
-
-def _draw_recovery(
-    ax: Axes, row: int, dense: float, pruned: float, trained: Sequence[float]
-) -> None:
-    ax.plot([pruned, *trained], [row] * (1 + len(trained)), color=SKY, linewidth=2, zorder=2)
-    ax.plot(dense, row, **_RECOVERY_STYLES[0])
-    ax.plot(pruned, row, **_RECOVERY_STYLES[1])
-    for value, style in zip(trained, _RECOVERY_STYLES[2:], strict=False):
-        ax.plot(value, row, **style)
-    numbers: tuple[tuple[float, tuple[int, int], str, str, str], ...] = (
-        (pruned, (-7, 0), "right", "center", INK),
-        (trained[-1], (0, 12), "center", "bottom", INK),
-        (dense, (0, -12), "center", "top", GREY),
-    )
-    for value, offset, ha, va, color in numbers:
-        ax.annotate(
-            f"{value:.1f}",
-            (value, row),
-            xytext=offset,
-            textcoords="offset points",
-            ha=ha,
-            va=va,
-            color=color,
-            fontsize="small",
-        )
-
-
-def _legend_of_recovery(ax: Axes, names: Iterable[Any]) -> None:
-    from matplotlib.lines import Line2D
-
-    handles = [
-        Line2D([], [], label=str(name), **style)
-        for name, style in zip(names, _RECOVERY_STYLES, strict=False)
-    ]
-    look: dict[str, Any] = {"frameon": False, "fontsize": "small", "ncols": len(handles)}
-    ax.legend(handles=handles, loc="lower left", bbox_to_anchor=(0, 1), **look)
 
 
 def _label_heat_map(ax: Axes, table: pd.DataFrame) -> None:

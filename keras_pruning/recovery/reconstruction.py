@@ -43,7 +43,7 @@ Array = npt.NDArray[Any]
 
 _ROWS = 40_000  # that a layer is fitted to, at the most: a convolution has one a place
 _MOST_FEATURES = 8192  # their products take 0.5 GiB
-_MOST_BYTES = 2**28  # of what the original's layers hear, kept rather than computed anew for each
+_MOST_BYTES = 2**26  # of what the original's layers hear, kept rather than computed anew for each
 _NOT_FINITE = "left: in it are numbers that are not finite"
 _COLUMNS = ("layer", "done", "error_before", "error_after")
 

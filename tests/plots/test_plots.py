@@ -83,7 +83,6 @@ SPEEDS = pd.DataFrame(
 
 OF_AXES = {
     "accuracy": lambda **at: plots.plot_accuracy(sweep(repeats=2), chance=0.1, **at),
-    "recovery": lambda **at: plots.plot_recovery(RECOVERY, **at),
     "speed": lambda **at: plots.plot_speed(SPEEDS, **at),
     "class_accuracy": lambda **at: plots.plot_class_accuracy(pd.DataFrame({"dense": [0.9]}), **at),
     "matrix": lambda **at: plots.plot_matrix([[1.0, 2.0]], mask=[[True, False]], **at),
@@ -579,10 +578,6 @@ def test_images_that_cannot_be_drawn_are_refused(images, labels, error, message)
         plots.plot_images(images, labels, ["cat", "dog"])
 
 
-RECOVERY = pd.DataFrame(
-    {"dense": [0.98, 0.9], "one-shot": [0.7, 0.4], "trained on": [0.97, 0.88]},
-    index=["weights", "units"],
-)
 CLASSES = pd.DataFrame(
     {"dense": [0.9, 0.8, 1.0], "weights 90 %": [0.85, 0.1, 0.9]}, index=["cat", "dog", "emu"]
 )
@@ -610,45 +605,6 @@ def test_class_accuracies_that_cannot_be_drawn_are_refused():
         plots.plot_class_accuracy(CLASSES.iloc[:0])
     with pytest.raises(TypeError, match="table must be a pandas DataFrame, received dict"):
         plots.plot_class_accuracy({"dense": [1.0]})
-
-
-def test_a_recovery_goes_from_the_pruned_to_the_trained_network(ax):
-    plots.plot_recovery(RECOVERY, ax=ax)
-    dots = [
-        tuple(line.get_xydata()[0]) for line in ax.get_lines() if line.get_linestyle() == "None"
-    ]
-    assert dots == [(98, 0), (70, 0), (97, 0), (90, 1), (40, 1), (88, 1)]
-    numbers = ["70.0", "97.0", "98.0", "40.0", "88.0", "90.0"]  # pruned, trained on, dense
-    assert [text.get_text() for text in ax.texts] == numbers
-    assert [tick.get_text() for tick in ax.get_yticklabels()] == ["weights", "units"]
-    legend = [text.get_text() for text in ax.get_legend().get_texts()]
-    assert legend == ["dense", "one-shot", "trained on"]
-
-
-def test_each_number_of_a_recovery_stands_at_its_own_mark(ax):
-    table = pd.DataFrame([(0.92, 0.26, 0.55)], ["digits"], ["dense", "pruned", "trained on"])
-    plots.plot_recovery(table, ax=ax)
-    assert {text.get_text(): text.xy[0] for text in ax.texts} == {
-        "26.0": pytest.approx(26),
-        "55.0": pytest.approx(55),
-        "92.0": pytest.approx(92),
-    }
-
-
-def test_the_numbers_of_a_full_recovery_do_not_lie_on_each_other():
-    rows = [(0.985, 0.98, 0.984), (0.985, 0.29, 0.985), (0.98, 0.95, 0.985)]
-    ax = plots.plot_recovery(pd.DataFrame(rows, list("abc"), ["dense", "pruned", "trained on"]))
-    assert overlapping_texts(ax) == []
-    plt.close(ax.figure)
-
-
-def test_recoveries_that_cannot_be_drawn_are_refused():
-    with pytest.raises(ValueError, match=r"table must lie in \[0, 1\], received 98"):
-        plots.plot_recovery(100 * RECOVERY)
-    with pytest.raises(
-        ValueError, match=r"columns \['dense', 'one-shot'\]. Expected at least three"
-    ):
-        plots.plot_recovery(RECOVERY.iloc[:, :2])
 
 
 # The drawn network.

@@ -342,7 +342,10 @@ def ticks(committed, capsys, accuracies, savings, recovery) -> list[str]:
     sweep = pd.DataFrame(rows, columns=["method", "sparsity", "accuracy"])
     names = {"pu": pu, "W": W, "weights_kept": W > 0.5, "sweeps": {"MNIST": sweep}}
     names["savings"] = pd.DataFrame(savings, ["dense", "small"], ["MB", "batch_256_ms"])
-    names["recovery"] = pd.DataFrame([recovery], ["x"], ["dense", "pruned", "trained on"])
+    dense, *columns = recovery
+    columns = dict(zip(("pruned", "refitted", "trained on"), columns, strict=True))
+    case = pd.MultiIndex.from_tuples([("units", 0.8), ("units", 0.9)])
+    names |= {"dense": dense, "recovery": pd.DataFrame(columns, case), "CASES": [case[0]] * 2}
     exec(helpers, names)
     capsys.readouterr()
     for source in closing:
@@ -353,14 +356,14 @@ def ticks(committed, capsys, accuracies, savings, recovery) -> list[str]:
 def test_good_results_earn_their_ticks(committed, capsys):
     good = {"weights": (0.985, 0.98, 0.2), "units": (0.985, 0.8, 0.1)}
     good |= {f"random_{method}": (0.985, 0.5, 0.05) for method in good}
-    marks = ticks(committed, capsys, good, [(9.6, 9.0), (0.9, 2.0)], (0.985, 0.3, 0.98))
+    marks = ticks(committed, capsys, good, [(9.6, 9.0), (0.9, 2.0)], (0.985, 0.3, 0.98, 0.9))
     assert marks == ["✓"] * 7
 
 
 def test_poor_results_earn_none(committed, capsys):
     poor = {"weights": (0.92, 0.5, 0.05), "units": (0.92, 0.5, 0.05)}
     poor |= {f"random_{method}": (0.92, 0.6, 0.1) for method in poor}
-    marks = ticks(committed, capsys, poor, [(9.6, 2.0), (9.6, 9.0)], (0.92, 0.3, 0.5))
+    marks = ticks(committed, capsys, poor, [(9.6, 2.0), (9.6, 9.0)], (0.92, 0.3, 0.4, 0.5))
     assert marks == ["✓", "○", "✓", "○", "○", "○", "○"]  # by hand and swept: that was done
 
 
