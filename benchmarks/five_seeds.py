@@ -5,7 +5,7 @@
 
 Needs `pip install distributed`. Takes about an hour on two cores. Each finished point is kept in
 results/five_seeds/: a run that was stopped goes on from there. Writes images/five_seeds.csv, a row
-a point, and images/five_seeds.png, and prints a table of it.
+a point, images/five_seeds.png and images/reconstruct.png, and prints the README's table.
 """
 
 import argparse
@@ -118,18 +118,40 @@ def read_table() -> pd.DataFrame:
 
 def draw(table: pd.DataFrame) -> plt.Figure:
     """A row of panels for each treatment, a column a data set, bands over seeds."""
-    figure = plt.figure(figsize=(8.7, 12.4), layout="constrained")
     treatment, is_dense = table["fine_tuning"], table["sparsity"] == 0
     is_control = table["method"] == "from_scratch"
-    rows = {
-        "Pruned, no more": (treatment == "none") & ~is_control,
-        "Pruned, then refitted to 2,000 images without labels": is_dense
-        | (treatment == "reconstructed"),
-        "Pruned, then one epoch of training": is_dense | is_control | (treatment == "one epoch"),
-    }
-    for part, (title, chosen) in zip(figure.subfigures(3, 1), rows.items(), strict=True):
+    return _panels(
+        {
+            "Pruned, no more": table[(treatment == "none") & ~is_control],
+            "Pruned, then refitted to 2,000 images without labels": table[
+                is_dense | (treatment == "reconstructed")
+            ],
+            "Pruned, then one epoch of training": table[
+                is_dense | is_control | (treatment == "one epoch")
+            ],
+        }
+    )
+
+
+def draw_treatments(table: pd.DataFrame) -> plt.Figure:
+    """A row of panels for weights and one for units, a line a treatment."""
+    names = {"reconstructed": "refitted", "one epoch": "trained_on"}
+    return _panels(
+        {
+            f"{method.capitalize()} of smallest {measure} removed": rows.assign(
+                method=rows["fine_tuning"].map(names).fillna(method)
+            )
+            for method, measure in {"weights": "magnitude", "units": "norm"}.items()
+            for rows in [table[table["method"] == method]]
+        }
+    )
+
+
+def _panels(rows: dict[str, pd.DataFrame]) -> plt.Figure:
+    figure = plt.figure(figsize=(8.7, 4.2 * len(rows)), layout="constrained")
+    parts = figure.subfigures(len(rows), 1)
+    for part, (title, shown) in zip(parts, rows.items(), strict=True):
         part.suptitle(title)
-        shown = table[chosen]
         panels = {title: shown[shown["data"] == name] for name, title in TITLES.items()}
         pu.plot_accuracy_panels(panels, figure=part, chance=0.1)
     return figure
@@ -141,7 +163,8 @@ def markdown(table: pd.DataFrame) -> str:
         "| data set | method | then | " + " | ".join(f"{s:.0%}" for s in FINE_TUNED) + " |",
         "|---" * (3 + len(FINE_TUNED)) + "|",
     ]
-    for (data, method, then), part in table.groupby(["data", "method", "fine_tuning"], sort=False):
+    shown = table[(table["fine_tuning"] != "none") | (table["method"] == "from_scratch")]
+    for (data, method, then), part in shown.groupby(["data", "method", "fine_tuning"], sort=False):
         cells = []
         for sparsity in FINE_TUNED:
             percent = 100 * part.loc[part["sparsity"] == sparsity, "accuracy"]
@@ -158,6 +181,7 @@ def main() -> None:
         run().to_csv(CSV, index=False)
     table = read_table()
     draw(table).savefig(CSV.with_suffix(".png"), dpi=150)
+    draw_treatments(table).savefig(CSV.with_name("reconstruct.png"), dpi=150)
     print(markdown(table))
 
 

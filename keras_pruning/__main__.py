@@ -122,7 +122,7 @@ def _sweep_arguments(parser: argparse.ArgumentParser) -> None:
         "--sparsities", nargs="+", type=float, metavar="SHARE", help="0 to 1 each; default: ten"
     )
     parser.add_argument("--repeats", type=int, default=1, help="of the random methods")
-    parser.add_argument("--scope", choices=("layer", "global"), default="layer")
+    parser.add_argument("--scope", choices=("layer", "global", "unit"), default="layer")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--store", type=Path, help=_STORE_HELP)
     where = parser.add_mutually_exclusive_group()
@@ -134,7 +134,7 @@ def _prune_arguments(parser: argparse.ArgumentParser) -> None:
     _output_arguments(_model_argument(parser), ".keras file", required=True)
     parser.add_argument("--method", choices=("weights", "units"), required=True)
     parser.add_argument("--sparsity", type=float, required=True, help="share to prune, 0 to 1")
-    parser.add_argument("--scope", choices=("layer", "global"), default="layer")
+    parser.add_argument("--scope", choices=("layer", "global", "unit"), default="layer")
     parser.add_argument("--layers", nargs="+", help=_LAYERS_HELP)
     parser.add_argument(
         "--reconstruct",

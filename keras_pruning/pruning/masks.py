@@ -21,6 +21,7 @@ __all__ = [
     "check_floats",
     "check_sparsity",
     "count_nonzero",
+    "mask_of_each_unit",
     "masks_by_magnitude",
     "masks_by_score",
     "n_of_m_mask",
@@ -199,6 +200,29 @@ def masks_by_score(scores: Sequence[FloatArray], count: int) -> list[BoolArray]:
     As `masks_by_magnitude`, but by signed value: -1 goes before 0.5.
     """
     return _masks_by_key(scores, count, _ordered_keys)
+
+
+def mask_of_each_unit(
+    values: FloatArray, sparsity: float, *, axis: int, by_magnitude: bool
+) -> BoolArray:
+    """Returns the mask that drops the same share of each unit, a slice along `axis`.
+
+    Args:
+        values: A kernel, ranked by magnitude, or scores of its shape; without NaN.
+        sparsity: Share of the entries of a unit to drop.
+        axis: The axis that counts the units.
+        by_magnitude: Whether the smallest magnitudes go, or the lowest values.
+
+    Returns:
+        Boolean array of the shape of `values`, `True` = keep.
+    """
+    keys_of = _magnitude_keys if by_magnitude else _ordered_keys
+    units_last = np.moveaxis(keys_of(np.ascontiguousarray(values)), axis, -1)
+    columns = units_last.reshape(-1, units_last.shape[-1])
+    mask = np.ones(columns.shape, bool)
+    lowest = np.argsort(columns, axis=0, kind="stable")[: num_pruned(len(columns), sparsity)]
+    np.put_along_axis(mask, lowest, False, axis=0)
+    return np.ascontiguousarray(np.moveaxis(mask.reshape(units_last.shape), -1, axis))
 
 
 def num_pruned(size: int, sparsity: float, *, at_least_one_left: bool = False) -> int:

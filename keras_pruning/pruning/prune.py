@@ -15,7 +15,12 @@ import numpy as np
 import numpy.typing as npt
 
 from keras_pruning.models import batch_norms_after, copy_model, kernel_layers, without_lora
-from keras_pruning.pruning.masks import masks_by_magnitude, masks_by_score, num_pruned
+from keras_pruning.pruning.masks import (
+    mask_of_each_unit,
+    masks_by_magnitude,
+    masks_by_score,
+    num_pruned,
+)
 from keras_pruning.pruning.scores import (
     Read,
     Score,
@@ -84,7 +89,8 @@ def prune_weights(
         sparsity: Share of the weights to prune, a float in [0, 1]; left out when
             `layers` is a dict.
         scope: "layer": each kernel loses the same share, ranked by itself; "global": all
-            are ranked together.
+            are ranked together; "unit": each unit of a kernel loses the same share (Sun et
+            al. 2023, "A Simple and Effective Pruning Approach for Large Language Models").
         score: "magnitude", "random" (the control), a function from a kernel to scores
             of its shape, or a dict of layer name to an array of scores a kernel, as
             `taylor_scores` returns it; the lowest go first.
@@ -248,7 +254,7 @@ def unit_masks(
     read: Read = keras.ops.convert_to_numpy,
 ) -> dict[int, BoolArray]:
     """Returns the masks that `prune_units` applies, by the place in `kernel_layers(model)`."""
-    _check_scope(scope)
+    _check_scope(scope, "layer", "global")
     check_score(score)
     chosen = choose(model, sparsity, layers, scope, units=True)
     groups = [one.units for one in chosen if one.units is not None]  # of all of them or none
@@ -323,8 +329,10 @@ def _chosen_for_weights(
     pattern: tuple[int, int] | None,
     layers: Layers,
 ) -> list[Chosen]:
-    _check_scope(scope)
+    _check_scope(scope, "layer", "global", "unit")
     check_score(score)
+    if pattern is not None and scope == "unit":
+        raise ValueError("pattern= says what each unit loses: leave out scope='unit'.")
     if pattern is not None and sparsity is None and not isinstance(layers, Mapping):
         sparsity = pattern_sparsity(pattern)
     return choose(model, sparsity, layers, scope, units=False)
@@ -353,6 +361,12 @@ def _weight_masks(
                 else weight_scores(one.entry, score, rng, read)
             )
         ]
+        if scope == "unit":
+            for (one, kernel), values in zip(rows, arrays, strict=True):
+                axis = one.entry.unit_axis if kernel is one.entry.unit_kernel else -1
+                options = {"axis": axis, "by_magnitude": by_magnitude}
+                masks[one.place].append(mask_of_each_unit(values, one.share, **options))
+            continue
         everything = list(range(len(rows)))
         for together in [everything] if scope == "global" else [[i] for i in everything]:
             ranked = [arrays[i] for i in together]
@@ -498,6 +512,6 @@ def _by_layer_mean(scores: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return np.array(scores / mean if mean > 0 else scores, np.float64)
 
 
-def _check_scope(scope: object) -> None:
-    if scope not in ("layer", "global"):
-        raise ValueError(f"scope must be one of ['layer', 'global']. Received: scope={scope!r}")
+def _check_scope(scope: object, *known: str) -> None:
+    if scope not in known:
+        raise ValueError(f"scope must be one of {list(known)}. Received: scope={scope!r}")

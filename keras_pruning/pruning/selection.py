@@ -24,7 +24,7 @@ __all__ = [
     "unit_groups",
 ]
 
-Scope = Literal["layer", "global"]
+Scope = Literal["layer", "global", "unit"]
 LayerOrName = Any  # the name of a layer, or the layer itself: Keras has no types
 Layers = LayerOrName | Iterable[LayerOrName] | Mapping[LayerOrName, float] | None
 BoolArray = npt.NDArray[np.bool_]
@@ -61,7 +61,7 @@ def choose(
         model: A built Keras model.
         sparsity: Share to prune, or `None` if `layers` is a dict.
         layers: Names or layers, a dict of either to shares, or `None` for the default.
-        scope: "layer" or "global".
+        scope: "layer", "global" or "unit".
         units: Whether units are pruned, not weights.
 
     Raises:

@@ -91,7 +91,7 @@ def experiment(
             pruned model in place, while its zeros are kept; or to "reconstruct", which refits it
             to the first 2,000 of `x_train`, without labels; or to `None` for none, which is the
             default: `{"none": None}`.
-        scope: "layer" or "global", as in `prune_weights`.
+        scope: "layer" or "global", or of weights "unit", as in `prune_weights`.
         executor: Any `concurrent.futures.Executor`: that of `local_processes`, in a script
             under `if __name__ == "__main__":`,
             `dask.distributed.Client(...).get_executor()`, MPI's pool. `None`: one task after the

@@ -114,7 +114,7 @@ def sparsity_sweep(
         repeats: How often random methods and given functions are repeated, with the
             seeds `seed`, `seed + 1`, ...; the others give the same each time and are
             measured once.
-        scope: "layer" or "global", as in `prune_weights`.
+        scope: "layer" or "global", or of weights "unit", as in `prune_weights`.
         layers: Names of the layers to prune, or the layers; by default those that
             `prune_weights`, and for units `prune_units`, prune by default.
         reconstruct_on: Inputs without labels, not those of x, to which each pruned model is

@@ -66,6 +66,49 @@ def test_global_scope_ranks_all_layers_together():
     assert kernel(pruned, "hidden_2").tolist() == [[5, 6], [0, 7]]
 
 
+UNIT_LAYERS = {  # a layer, its input, and the axis of its kernel that counts the units
+    "dense": (lambda: kl.Dense(5), (8,), -1),
+    "convolution": (lambda: kl.Conv2D(6, 3), (8, 8, 4), -1),
+    "transposed": (lambda: kl.Conv2DTranspose(6, 3), (8, 8, 4), -2),
+}
+
+
+@pytest.mark.parametrize("score", ["magnitude", lambda kernel: -kernel])
+@pytest.mark.parametrize("case", UNIT_LAYERS)
+def test_in_unit_scope_each_unit_loses_the_same_share(case, score):
+    build, shape, axis = UNIT_LAYERS[case]
+    model = keras.Sequential([keras.Input(shape), build()])
+    name = model.layers[0].name
+    kernel = model.layers[0].get_weights()[0]
+    pruned = kp.prune_weights(model, layers={name: 0.4}, scope="unit", score=score)
+    result = np.moveaxis(pruned.layers[0].get_weights()[0], axis, 0)
+    for unit, left in zip(np.moveaxis(kernel, axis, 0), result, strict=True):
+        ranks = np.abs(unit) if score == "magnitude" else -unit
+        cut = np.sort(ranks, axis=None)[round(0.4 * unit.size)]
+        np.testing.assert_array_equal(left, np.where(ranks < cut, 0, unit))
+
+
+def test_in_unit_scope_a_higher_sparsity_prunes_more_and_the_first_of_equals_go():
+    model = with_kernel(np.ones((4, 2)))
+    assert (
+        kernel(kp.prune_weights(model, 0.5, scope="unit")).tolist() == [[0, 0]] * 2 + [[1, 1]] * 2
+    )
+    more = kp.prune_weights(kp.prune_weights(model, 0.5, scope="unit"), 0.75, scope="unit")
+    assert kernel(more).tolist() == [[0, 0]] * 3 + [[1, 1]]
+
+
+@pytest.mark.parametrize(
+    "prune, arguments, message",
+    [
+        (kp.prune_units, {"sparsity": 0.5}, r"scope must be one of \['layer', 'global'\]"),
+        (kp.prune_weights, {"pattern": (2, 4)}, "leave out scope='unit'"),
+    ],
+)
+def test_where_unit_scope_means_nothing_it_is_refused(prune, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        prune(dense_network(8, 3), scope="unit", **arguments)
+
+
 def test_named_layers_alone_are_pruned_even_the_output():
     pruned = kp.prune_weights(dense_network(10, 20, 3), 0.5, layers=["hidden_2", "logits"])
     assert column(pruned, "sparsity") == {"hidden_1": 0, "hidden_2": 0.5, "logits": 0.5}
@@ -365,7 +408,7 @@ def test_summary_has_a_row_a_layer():
         ({"sparsity": True}, TypeError, "sparsity=True"),
         ({"sparsity": "half"}, TypeError, "sparsity='half'"),
         ({}, ValueError, "Give a sparsity"),
-        ({"sparsity": 0.5, "scope": "model"}, ValueError, r"scope.*\['layer', 'global'\].*'model'"),
+        ({"sparsity": 0.5, "scope": "model"}, ValueError, r"scope.*\['layer', 'global'.*'model'"),
         ({"sparsity": 0.5, "score": "l1"}, ValueError, "score must be one of.*score='l1'"),
         ({"sparsity": 0.5, "layers": ["hidden_9"]}, ValueError, r"no prunable layer.*hidden_9.*hi"),
         ({"sparsity": 0.5, "layers": "hidden_1"}, TypeError, "layers must be a list of names"),
