@@ -4,7 +4,7 @@ The floor of the house: Keras is known here, pruning is not.
 """
 
 from keras_pruning.models.arrays import as_arrays, check_data, count_examples, in_batches
-from keras_pruning.models.calls import as_floats, calls_in_order, calls_of
+from keras_pruning.models.calls import as_floats, calls_in_order, calls_of, outputs_of
 from keras_pruning.models.copies import (
     compile_for_inference,
     compile_like,
@@ -26,6 +26,7 @@ from keras_pruning.models.functional import (
     own_weights,
 )
 from keras_pruning.models.kernels import KernelLayer, kernel_layers
+from keras_pruning.models.listening import states_kept
 from keras_pruning.models.products import LinearMap, linear_maps, sample
 
 __all__ = [
@@ -53,8 +54,10 @@ __all__ = [
     "model_config",
     "model_from_config",
     "nodes_in_order",
+    "outputs_of",
     "own_trainable_weights",
     "own_weights",
     "sample",
+    "states_kept",
     "without_lora",
 ]

@@ -82,17 +82,21 @@ def check_data(model: keras.Model, x: Any, y: Any) -> tuple[Any, Any]:
 
 
 def in_batches(x: Any, size: int | None) -> list[Any]:
-    """Returns arrays, or lists and dicts of them, in batches.
+    """Returns inputs as arrays, or lists and dicts of them, in batches.
 
     Args:
-        x: The arrays.
+        x: Inputs, as `as_arrays` takes them.
         size: Examples a batch; by default 16 to 1024, such that a batch has about four
             million numbers.
 
     Raises:
-        ValueError: As `count_examples`.
+        TypeError: As `as_arrays`.
+        ValueError: As `as_arrays` and `count_examples`; also if a number is not finite.
     """
+    x, _ = as_arrays(x)
     count = count_examples(x)
+    if not all(np.isfinite(a).all() for a in keras.tree.flatten(x) if a.dtype.kind == "f"):
+        raise ValueError("x holds NaN or infinite numbers. Leave these examples out.")
     if size is None:
         numbers = sum(array.size for array in keras.tree.flatten(x)) // count
         size = min(1024, max(16, 2**22 // max(numbers, 1)))

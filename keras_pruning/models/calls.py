@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
@@ -9,9 +10,13 @@ import keras
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["as_floats", "calls_in_order", "calls_of"]
+from keras_pruning.models.listening import states_kept
+
+__all__ = ["as_floats", "calls_in_order", "calls_of", "outputs_of"]
 
 Array = npt.NDArray[Any]
+
+_ONE_AT_A_TIME = threading.RLock()  # of two threads that watch a layer one would watch for ever
 
 
 def calls_in_order(
@@ -23,7 +28,7 @@ def calls_in_order(
     """
     counts: dict[keras.Layer, int] = {}
     hidden: set[keras.Layer] = set()
-    with contextlib.ExitStack() as stack:
+    with _ONE_AT_A_TIME, contextlib.ExitStack() as stack:
         for layer in layers:
 
             def see(x: Any, y: Any, layer: keras.Layer = layer) -> None:
@@ -34,7 +39,7 @@ def calls_in_order(
                     hidden.add(layer)
 
             stack.enter_context(_seen(layer, see))
-        model(batch, training=False)
+        _run(model, batch)
     return [(layer, count) for layer, count in counts.items() if layer not in hidden]
 
 
@@ -53,12 +58,26 @@ def calls_of(
         if all(len(calls[layer]) == count for layer, count in counts.items()):
             raise _Reached
 
-    with contextlib.ExitStack() as stack:
+    with _ONE_AT_A_TIME, contextlib.ExitStack() as stack:
         for layer in counts:
             stack.enter_context(_seen(layer, functools.partial(see, layer)))
         with contextlib.suppress(_Reached):
-            model(batch, training=False)
+            _run(model, batch)
     return calls
+
+
+def outputs_of(model: keras.Model, batch: Any) -> list[Array]:
+    """Returns the outputs of a model in prediction, as floats."""
+    return [as_floats(y) for y in keras.tree.flatten(_run(model, batch))]
+
+
+def _run(model: keras.Model, batch: Any) -> Any:
+    """Runs a model as in prediction; its states, as of a recurrent layer, are as before after it.
+
+    Without those of BatchNormalization, which do not change in prediction: they are many.
+    """
+    with states_kept(model, but=keras.layers.BatchNormalization):
+        return model(batch, training=False)
 
 
 def as_floats(tensor: Any) -> Array:
@@ -74,11 +93,12 @@ class _Reached(BaseException):  # no Exception, which Keras would wrap in one of
 @contextlib.contextmanager
 def _seen(layer: keras.Layer, see: Callable[[Any, Any], None]) -> Iterator[None]:
     """Shows the input and the output of each call of a layer to a function meanwhile."""
-    call, own = layer.call, vars(layer).get("call")
+    call, own, thread = layer.call, vars(layer).get("call"), threading.get_ident()
 
     def shown(*args: Any, **kwargs: Any) -> Any:
         y = call(*args, **kwargs)
-        see(args[0] if args else next(iter(kwargs.values())), y)
+        if threading.get_ident() == thread:  # another may use the model meanwhile
+            see(args[0] if args else next(iter(kwargs.values())), y)
         return y
 
     layer.call = shown

@@ -17,7 +17,15 @@ import numpy.typing as npt
 
 from keras_pruning.models.functional import all_layers, own_trainable_weights
 
-__all__ = ["CannotRun", "Example", "Hearing", "example_of_call", "example_of_model", "listen"]
+__all__ = [
+    "CannotRun",
+    "Example",
+    "Hearing",
+    "example_of_call",
+    "example_of_model",
+    "listen",
+    "states_kept",
+]
 
 Arrays = list[npt.NDArray[Any]]
 Heard = tuple[frozenset[int], frozenset[int]]  # ids of layers, places of outputs
@@ -51,7 +59,7 @@ def listen(operation: keras.Layer, layers: Sequence[keras.Layer], example: Examp
     stage = _Stage(_innermost(layers))
     places = [i for i, leaf in enumerate(keras.tree.flatten(example)) if _is_array(leaf)]
     try:
-        with stage.set_up(), _states_kept(operation) as restore:
+        with stage.set_up(), states_kept(operation) as restore:
             run = _runner(operation, stage, restore)
             run(example)  # what each layer sends is noted
             still = run(example)
@@ -208,9 +216,17 @@ def _runner(
 
 
 @contextlib.contextmanager
-def _states_kept(operation: keras.Layer) -> Iterator[Callable[[], None]]:
-    """Gives a function that sets back what calls have changed, and calls it at the end."""
-    states = _states(operation)
+def states_kept(
+    operation: keras.Layer, but: type[keras.Layer] | tuple[()] = ()
+) -> Iterator[Callable[[], None]]:
+    """Gives a function that sets back what calls have changed, and calls it at the end.
+
+    The states of layers of the type `but` are left as they become.
+    """
+    left = {
+        id(v) for part in all_layers(operation) if isinstance(part, but) for v in part.variables
+    }
+    states = [(v, values) for v, values in _states(operation) if id(v) not in left]
 
     def restore() -> None:
         for variable, values in states:
@@ -227,6 +243,9 @@ def _states(operation: keras.Layer) -> list[tuple[keras.Variable, npt.NDArray[An
     parts = all_layers(operation)
     trained = {id(weight) for part in parts for weight in own_trainable_weights(part)}
     states = [v for v in operation.non_trainable_variables if id(v) not in trained]
+    for part in parts:  # what a stateful layer remembers stands in no list of variables
+        remembered = keras.tree.flatten(part.states) if isinstance(part, keras.layers.RNN) else []
+        states += [v for v in remembered if isinstance(v, keras.Variable)]
     return [(v, keras.ops.convert_to_numpy(v).copy()) for v in states]
 
 

@@ -25,7 +25,7 @@ from keras_pruning.pruning.prune import (
     weights_under_weight_masks,
 )
 from keras_pruning.pruning.scores import Read, Score, check_method
-from keras_pruning.pruning.selection import Scope, choose, layer_names
+from keras_pruning.pruning.selection import Scope, by_name, choose, layer_names
 from keras_pruning.pruning.summaries import pruned_share, summary
 from keras_pruning.pruning.taylor import taylor_scores
 
@@ -36,6 +36,7 @@ __all__ = [
     "Score",
     "apply_unit_masks",
     "apply_weight_masks",
+    "by_name",
     "check_count",
     "check_method",
     "check_sparsity",

@@ -10,17 +10,18 @@ import numpy.typing as npt
 from keras_pruning.channels import channel_readers
 from keras_pruning.models import (
     all_layers,
-    as_arrays,
     calls_in_order,
     calls_of,
     in_batches,
     kernel_layers,
     linear_maps,
     sample,
+    states_kept,
     without_lora,
 )
 from keras_pruning.pruning.masks import check_count
 from keras_pruning.pruning.scores import check_method
+from keras_pruning.pruning.selection import unit_groups
 
 __all__ = ["activation_scores"]
 
@@ -53,7 +54,8 @@ def activation_scores(
 
     Returns:
         Layer name to a list of arrays, one a kernel, each of the kernel's shape; for "units"
-        layer name to an array of shape `(units,)`. Of layers whose inputs can be seen.
+        layer name to an array of shape `(units,)`. Of layers whose inputs can be seen, and of
+        units that `prune_units` prunes by default: of others it is not known what reads them.
 
     Raises:
         TypeError: If `model` is no Keras model, or `x` holds no arrays.
@@ -63,15 +65,15 @@ def activation_scores(
     check_method(method)
     if batch_size is not None:
         check_count("batch_size", batch_size)
-    x, _ = as_arrays(x)
     batches = in_batches(x, batch_size)
     model = without_lora(model)
     entries = kernel_layers(model)
     known = [layer for layer in all_layers(model) if linear_maps(layer)]
-    heard = {
-        layer: _mean_squares(model, layer, count, batches)
-        for layer, count in calls_in_order(model, known, batches[0])
-    }
+    with states_kept(model):
+        heard = {
+            layer: _mean_squares(model, layer, count, batches)
+            for layer, count in calls_in_order(model, known, batches[0])
+        }
     if method == "units":
         return _unit_scores(model, entries, heard)
     return {
@@ -128,8 +130,9 @@ def _unit_scores(
             part, of_features = linear_maps(layer)[-1], heard[layer][-1][0]
             read = of_features * np.square(part.matrix[0], dtype=np.float64).sum(axis=1)
             np.add.at(squares, ids, read.reshape(-1, len(ids)).sum(axis=0))  # (window, channels)
+    can_go = unit_groups(model, entries) or {}  # of others, something unseen may read the units
     return {
         entry.name: np.sqrt(squares[units[entry.layer]])
         for entry in entries
-        if entry.layer in units and entry.has_units
+        if entry.layer in units and entry.has_units and can_go[entry.name].can_go.any()
     }

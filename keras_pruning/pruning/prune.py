@@ -364,8 +364,8 @@ def _weight_masks(
         if scope == "unit":
             for (one, kernel), values in zip(rows, arrays, strict=True):
                 axis = one.entry.unit_axis if kernel is one.entry.unit_kernel else -1
-                options = {"axis": axis, "by_magnitude": by_magnitude}
-                masks[one.place].append(mask_of_each_unit(values, one.share, **options))
+                mask = mask_of_each_unit(values, one.share, axis=axis, by_magnitude=by_magnitude)
+                masks[one.place].append(mask)
             continue
         everything = list(range(len(rows)))
         for together in [everything] if scope == "global" else [[i] for i in everything]:

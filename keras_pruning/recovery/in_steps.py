@@ -1,6 +1,7 @@
 """Pruning in steps without labels: prune a little, refit what is left, rank anew, prune on."""
 
 import sys
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import keras
@@ -10,6 +11,7 @@ from keras_pruning.models import as_arrays
 from keras_pruning.pruning import (
     Score,
     activation_scores,
+    by_name,
     check_count,
     check_method,
     check_sparsity,
@@ -54,13 +56,13 @@ def prune_in_steps(
             them by heart.
         batch_size: As in `reconstruct`.
         progress: Whether to print a bar.
-        options: Other arguments of `prune_weights` or `prune_units`, as `layers`.
+        options: Other arguments of `prune_weights` or `prune_units`, as `layers`, a list.
 
     Returns:
         A new model, compiled as `model` is.
 
     Raises:
-        TypeError: As `reconstruct`.
+        TypeError: As `reconstruct`; also if `layers` is a dict.
         ValueError: As `reconstruct`; also if the sparsity is 1, or an argument is unknown.
     """
     check_method(method)
@@ -69,6 +71,10 @@ def prune_in_steps(
         raise ValueError("sparsity must be below 1: of nothing, nothing can be refitted.")
     if score not in (None, "magnitude", "activation"):
         raise ValueError(f"score must be 'magnitude' or 'activation'. Received: score={score!r}")
+    if isinstance(options.get("layers"), Mapping):
+        raise TypeError("layers must be a list here: all of them reach the one sparsity.")
+    if "layers" in options:  # each step has layers of its own, of the same names
+        options["layers"] = by_name(model, options["layers"])
     by_activation = score == "activation" or (score is None and method == "units")
     prune = prune_weights if method == "weights" else prune_units
     x, _ = as_arrays(x)

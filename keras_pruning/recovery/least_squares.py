@@ -46,7 +46,8 @@ def ridge_step(gram: FloatArray, cross: FloatArray, keep: BoolArray, damping: fl
     matrix = gram / scale + damping * np.eye(len(gram))
     cross = cross / scale
     systems = _systems(keep)
-    inverse = np.linalg.inv(matrix) if _inverse_pays(systems) else None
+    is_regular = damping > np.finfo(float).eps * len(gram)
+    inverse = np.linalg.inv(matrix) if is_regular and _inverse_pays(systems) else None
     # float32 takes half the time. By the exact solution the sum above would be smaller by at most
     # `lost`; where that is too much, it is solved again.
     step = _solve(matrix, inverse, cross, systems, np.float32)

@@ -8,6 +8,7 @@ Dong et al. 2017, "Learning to Prune Deep Neural Networks via Layer-wise Optimal
 import math
 import numbers
 import sys
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, overload
@@ -23,7 +24,6 @@ from tqdm import tqdm
 from keras_pruning.models import (
     LinearMap,
     all_layers,
-    as_arrays,
     as_floats,
     calls_in_order,
     calls_of,
@@ -31,7 +31,9 @@ from keras_pruning.models import (
     in_batches,
     kernel_layers,
     linear_maps,
+    outputs_of,
     sample,
+    states_kept,
     without_lora,
 )
 from keras_pruning.pruning import check_count
@@ -44,7 +46,9 @@ Array = npt.NDArray[Any]
 _ROWS = 40_000  # that a layer is fitted to, at the most: a convolution has one a place
 _MOST_FEATURES = 8192  # their products take 0.5 GiB
 _MOST_BYTES = 2**26  # of what the original's layers hear, kept rather than computed anew for each
-_NOT_FINITE = "left: in it are numbers that are not finite"
+_NOT_FINITE = "left: in it are numbers that are not finite, or too large"
+_NOT_CALLED = "left: the model does not call it, or in a function that is compiled"
+_UNKNOWN = "left: of a kind that is not known"
 _COLUMNS = ("layer", "done", "error_before", "error_after")
 
 
@@ -88,9 +92,10 @@ def reconstruct(
     what the refitted layers before it send, so that errors do not add up. No labels are
     needed, and some thousand inputs, of the training data, are enough. Zeros stay zero.
 
-    Refitted are Dense, EinsumDense and all convolutions, wherever they stand in the model; the
-    moving statistics of a BatchNormalization follow the change of what it hears. Other layers
-    stay as they are; the report names them.
+    Refitted are Dense, EinsumDense and all convolutions, wherever they stand in the model, frozen
+    or not; the moving statistics of a BatchNormalization follow the change of what it hears.
+    Other layers stay as they are, and those whose weights have a constraint; the report names
+    them. A warning tells if the outputs are further from the original's than before.
 
     Args:
         pruned: A built Keras model. It is not changed.
@@ -98,7 +103,8 @@ def reconstruct(
         x: Inputs, shape `(examples, ...)`, or a list or dict of such arrays; or a finite
             `tf.data.Dataset`, `PyDataset` or `DataLoader`, read once into memory.
         damping: How strongly the weights are held where they are, where the inputs tell
-            little: a positive number, relative to the mean square of a layer's inputs.
+            little: a positive number, relative to the mean square of a layer's inputs. One input
+            that is much larger than the others makes it strong for those: scale it.
         batch_size: Inputs at a time; fewer take less memory. By default 16 to 1024, the larger
             they are the fewer.
         report: Whether to return a table as well.
@@ -107,7 +113,8 @@ def reconstruct(
     Returns:
         A new model, compiled as `pruned` is. With `report=True` also a DataFrame, a row a
         layer: `layer`; `done`, what was done with it; `error_before` and `error_after`, the
-        distance of its sums from those in the original, as a share of their norm.
+        distance of the sums of the units that are left from those in the original, as a share
+        of their norm.
 
     Raises:
         TypeError: If one is no Keras model, or `x` holds no arrays.
@@ -128,7 +135,7 @@ def reconstruct(
         raise ValueError(f"damping must be a positive number. Received: damping={damping!r}")
     if batch_size is not None:
         check_count("batch_size", batch_size)
-    batches = _batches(x, batch_size)
+    batches = in_batches(x, batch_size)
     kernel_layers(original)  # raises unless it is a built Keras model
     original = without_lora(original)
     result = copy_model(pruned)
@@ -141,35 +148,34 @@ def reconstruct(
         for part in all_layers(result)
         if id(part) in products or isinstance(part, kl.BatchNormalization)
     ]
-    calls = calls_in_order(result, mended, batches[0])
-    heard = _heard_in(original, {twins[id(layer)]: count for layer, count in calls}, batches)
-    rows = []
-    for layer, count in tqdm(
-        calls, "Reconstruct", disable=not progress, file=sys.stdout, unit="layer"
-    ):
-        twin = twins[id(layer)]
-        place = _Place(result, original, layer, twin, count, batches, heard.get(twin, []))
-        if isinstance(layer, kl.BatchNormalization):
-            rows.append((layer.name, _adjust_statistics(place), None, None))
-        else:
-            rows.append((names[id(layer)], *_refit(place, damping)))
+    with states_kept(original):
+        calls = calls_in_order(result, mended, batches[0])
+        heard = _heard_in(original, {twins[id(layer)]: count for layer, count in calls}, batches)
+        rows = []
+        for layer, count in tqdm(
+            calls, "Reconstruct", disable=not progress, file=sys.stdout, unit="layer"
+        ):
+            twin = twins[id(layer)]
+            place = _Place(result, original, layer, twin, count, batches, heard.get(twin, []))
+            if isinstance(layer, kl.BatchNormalization):
+                rows.append((layer.name, _adjust_statistics(place), None, None))
+            else:
+                rows.append((names[id(layer)], *_refit(place, damping)))
+        _warn_if_further(pruned, result, original, batches[0])
     called = {id(layer) for layer, _ in calls}
+    for part in mended:
+        if isinstance(part, kl.BatchNormalization) and id(part) not in called:
+            rows.append((part.name, _NOT_CALLED, None, None))
     for entry in entries:
         if id(entry.layer) not in called and entry.name == names[id(entry.layer)]:
-            rows.append((entry.name, _why_not_called(entry.layer), None, None))
+            is_known = linear_maps(entry.layer)
+            rows.append((entry.name, _NOT_CALLED if is_known else _UNKNOWN, None, None))
     if not any(done == "refitted" for _, done, *_ in rows):
         raise ValueError(
             f"Model '{pruned.name}' has no layer that can be refitted: Dense, EinsumDense and "
             f"convolutions are. Its layers: {dict((name, done) for name, done, *_ in rows)}"
         )
     return (result, pd.DataFrame(rows, columns=_COLUMNS)) if report else result
-
-
-def _batches(x: Any, size: int | None) -> list[Any]:
-    x, _ = as_arrays(x)
-    if not all(np.isfinite(a).all() for a in keras.tree.flatten(x) if a.dtype.kind == "f"):
-        raise ValueError("x holds NaN or infinite numbers. Leave these examples out.")
-    return in_batches(x, size)
 
 
 def _twins(model: keras.Model, original: keras.Model) -> dict[int, keras.Layer]:
@@ -205,10 +211,26 @@ def _heard_in(
     return heard
 
 
-def _why_not_called(layer: keras.Layer) -> str:
-    if linear_maps(layer):
-        return "left: the model does not call it, or in a function that is compiled"
-    return "left: of a kind that is not known"
+@np.errstate(over="ignore", invalid="ignore")  # what is not finite compares as false
+def _warn_if_further(
+    pruned: keras.Model, result: keras.Model, original: keras.Model, batch: Any
+) -> None:
+    """Warns if the outputs are further from the original's than before."""
+    goal = outputs_of(original, batch)
+
+    def distance(model: keras.Model) -> float:
+        pairs = zip(outputs_of(model, batch), goal, strict=True)
+        return math.sqrt(sum(float(np.square(a - b, dtype=float).sum()) for a, b in pairs))
+
+    before, after = distance(pruned), distance(result)
+    if after > 1.01 * before:
+        warnings.warn(
+            f"What model '{result.name}' answers is further from the original now than it was "
+            f"before refitting: {after:.3g} instead of {before:.3g}, the distance of its outputs "
+            "for the first inputs. Perhaps a kernel is read by more than its own layer. Compare "
+            "both on data of your own.",
+            stacklevel=3,
+        )
 
 
 @dataclass(frozen=True)
@@ -238,9 +260,12 @@ class _Place:
         return [x for x, _ in calls_of(model, {layer: self.count}, batch)[layer]]
 
     def example(self) -> tuple[Array, Array]:
-        """Returns the first input and output of the twin, for one example."""
-        one = keras.tree.map_structure(lambda x: x[:1], self.batches[0])
-        x, y = calls_of(self.original, {self.twin: 1}, one)[self.twin][0]
+        """Returns the first input and output of the twin, for few examples."""
+        inputs = getattr(self.original, "inputs", None) or [None]
+        takes_one = all(x is not None and x.shape[0] is None for x in inputs)
+        few = keras.tree.map_structure(lambda x: x[:1], self.batches[0])
+        calls = calls_of(self.original, {self.twin: 1}, few if takes_one else self.batches[0])
+        x, y = calls[self.twin][0]
         return x, as_floats(y)
 
 
@@ -248,14 +273,24 @@ class _Place:
 def _refit(place: _Place, damping: float) -> tuple[str, float | None, float | None]:
     """Refits a layer's kernels and bias; returns what was done, and its error before and after."""
     ours, theirs = linear_maps(place.layer), linear_maps(place.twin)
+    weights = [v for part in ours for v in (part.kernel, part.bias) if v is not None]
     if max(part.matrix.shape[1] for part in ours) > _MOST_FEATURES:
         return f"left: more than {_MOST_FEATURES:,} inputs a unit", None, None
+    if any(variable.constraint is not None for variable in weights):
+        return "left: its weights have a constraint", None, None
     if not _is_understood(place, theirs):
         return "left: it computes more than its kernel says", None, None
+    before = [keras.ops.convert_to_numpy(variable).copy() for variable in weights]
     for number in range(1, len(ours) + 1):
         errors = _refit_product(place, ours[:number], theirs[:number], damping)
         if math.isnan(errors[0]):
             return _NOT_FINITE, None, None
+    if place.count > 1:  # it may hear what it sends, which has changed
+        errors = errors[0], _error(place, ours, theirs)
+        if not errors[1] <= errors[0]:
+            for variable, values in zip(weights, before, strict=True):
+                variable.assign(values)
+            return "left: called again on what it sends, it would be further off", None, None
     return "refitted", *errors
 
 
@@ -263,6 +298,8 @@ def _is_understood(place: _Place, maps: list[LinearMap]) -> bool:
     """Whether the products give what the layer gives for the first example."""
     x, y = (array[:1] for array in place.example())
     sums = maps[-1].product(_rows(maps, x, np.arange(maps[0].count(x))))
+    if sums.size != y.size:
+        return False
     order = maps[-1].answers(np.arange(y.size).reshape(y.shape))  # where each sum stands in y
     answers = np.zeros_like(y)
     answers.flat[order] = sums.reshape(order.shape)
@@ -277,43 +314,68 @@ def _refit_product(
     place: _Place, ours: list[LinearMap], theirs: list[LinearMap], damping: float
 ) -> tuple[float, float]:
     """Refits the last of a layer's products; not where numbers are not finite, nor the errors."""
-    part, twin = ours[-1], theirs[-1]
-    weights = part.matrix  # (groups, features, units)
-    features = weights.shape[1]
-    if part.bias is not None:  # one more feature, that is always 1
-        bias = as_floats(part.bias).reshape(len(weights), 1, -1)
-        weights = np.concatenate([weights, bias], axis=1)
+    part = ours[-1]
+    features, weights = part.matrix.shape[1], _with_bias(part)
     keep = weights != 0
     alive = keep.any(axis=1).reshape(-1)  # of all groups in a row
     gram = np.zeros((len(weights), weights.shape[1], weights.shape[1]))
     cross = np.zeros(weights.shape)
     squares = np.zeros(2)  # of the errors, and of the original's sums
-    rng = np.random.default_rng(0)
-    for x, x_twin in place.inputs():
-        if part.count(x) != twin.count(x_twin):  # of other strides, of no weight
-            raise _other_model(place.model, place.original)
-        wanted = sample(part.count(x), math.ceil(_ROWS / len(place.batches) / place.count), rng)
-        rows, rows_twin = _rows(ours, x, wanted), _rows(theirs, x_twin, wanted)
-        goal = twin.product(rows_twin)
-        error = goal - part.product(rows)
+    for rows, error, goal in _sums(place, ours, theirs):
         if part.bias is not None:
             rows = np.concatenate([rows, np.ones_like(rows[..., :1])], axis=-1)
         for group in range(len(weights)):
             gram[group] += rows[:, group].T @ rows[:, group]
             cross[group] += rows[:, group].T @ error[:, group]
-        for number, sums in enumerate((error, goal)):
-            squares[number] += np.square(sums.reshape(len(sums), -1)[:, alive], dtype=float).sum()
+        squares += _squares(error, alive), _squares(goal, alive)
     if not all(np.isfinite(sums).all() for sums in (gram, cross, squares)):
         return math.nan, math.nan
     step = np.stack([ridge_step(*one, damping) for one in zip(gram, cross, keep, strict=True)])
-    ridge = damping * gram.diagonal(axis1=1, axis2=2).mean(axis=1)
-    gain = (step * cross).sum() + ridge @ np.square(step).sum(axis=(1, 2))  # for (G + ridge) D = C
     changed = _in_range(weights + step, weights, part.kernel.dtype)
     part.kernel.assign(part.to_kernel(changed[:, :features]))
     if part.bias is not None:
         part.bias.assign(changed[:, features:].reshape(part.bias.shape))
+    step = changed - weights
+    gain = 2 * (step * cross).sum() - (step * (gram @ step)).sum()
     norm = math.sqrt(squares[1]) or 1.0
     return math.sqrt(squares[0]) / norm, math.sqrt(max(squares[0] - gain, 0.0)) / norm
+
+
+def _sums(
+    place: _Place, ours: list[LinearMap], theirs: list[LinearMap]
+) -> Iterator[tuple[Array, Array, Array]]:
+    """Yields the rows of the last of a layer's products, the error of its sums, and the goal."""
+    part, twin = ours[-1], theirs[-1]
+    rng = np.random.default_rng(0)
+    for x, x_twin in place.inputs():
+        if part.count(x) != twin.count(x_twin):  # of other strides, of no weight
+            raise _other_model(place.model, place.original)
+        wanted = sample(part.count(x), math.ceil(_ROWS / len(place.batches) / place.count), rng)
+        rows = _rows(ours, x, wanted)
+        goal = twin.product(_rows(theirs, x_twin, wanted))
+        yield rows, goal - part.product(rows), goal
+
+
+def _with_bias(part: LinearMap) -> Array:
+    """Returns the kernel as `(groups, features, units)`; a bias is that of one feature more."""
+    if part.bias is None:
+        return part.matrix
+    bias = as_floats(part.bias).reshape(len(part.matrix), 1, -1)
+    return np.concatenate([part.matrix, bias], axis=1)
+
+
+def _squares(sums: Array, alive: npt.NDArray[np.bool_]) -> float:
+    """Returns the sum of squares over the units that are left."""
+    return float(np.square(sums.reshape(len(sums), -1)[:, alive], dtype=float).sum())
+
+
+def _error(place: _Place, ours: list[LinearMap], theirs: list[LinearMap]) -> float:
+    """Returns the distance of the layer's sums from those in the original, measured anew."""
+    alive = (_with_bias(ours[-1]) != 0).any(axis=1).reshape(-1)
+    squares = np.zeros(2)
+    for _, error, goal in _sums(place, ours, theirs):
+        squares += _squares(error, alive), _squares(goal, alive)
+    return math.sqrt(squares[0]) / (math.sqrt(squares[1]) or 1.0)
 
 
 def _in_range(changed: Array, weights: Array, dtype: str) -> Array:

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 import pandas as pd
 
-from keras_pruning.models import as_arrays, check_data, kernel_layers
+from keras_pruning.models import as_arrays, check_data, count_examples, kernel_layers
 from keras_pruning.pruning import Scope, check_count, check_sparsity
 from keras_pruning.recovery import keep_zeros
 from keras_pruning.studies.store import open_store, set_aside, task_path, write_whole
@@ -89,8 +90,8 @@ def experiment(
         sparsities: Shares to prune, floats in [0, 1].
         fine_tuning: Name to a function `(model, x_train, y_train, *, seed)` that trains the
             pruned model in place, while its zeros are kept; or to "reconstruct", which refits it
-            to the first 2,000 of `x_train`, without labels; or to `None` for none, which is the
-            default: `{"none": None}`.
+            to 2,000 of `x_train`, drawn with the seed, without labels; or to `None` for none, which
+            is the default: `{"none": None}`.
         scope: "layer" or "global", or of weights "unit", as in `prune_weights`.
         executor: Any `concurrent.futures.Executor`: that of `local_processes`, in a script
             under `if __name__ == "__main__":`,
@@ -256,7 +257,9 @@ def _measure_point(network: Payload, training: _Training, point: _Point) -> pd.D
     )
     (x, y), _ = _load(training.load)
     if point.tune == _RECONSTRUCT:
-        some = keras.tree.map_structure(lambda array: array[:_INPUTS], as_arrays(x)[0])
+        x, _ = as_arrays(x)
+        order = np.random.default_rng(training.seed).permutation(count_examples(x))[:_INPUTS]
+        some = keras.tree.map_structure(lambda array: array[order], x)
         weights = refitter(model_from_bytes(network.content), some)(weights)
     elif point.tune is not None:
         pruned = model_from_bytes(network.content)

@@ -311,7 +311,8 @@ def _measure_elsewhere(
 def _cached_measurer(
     model: Payload, data: Payload, options: _Options
 ) -> Callable[[_Point], pd.DataFrame]:
-    return _point_measurer(model_from_bytes(model.content), *data.content, options)
+    x, y, refit_to = data.content
+    return _point_measurer(model_from_bytes(model.content), x, y, refit_to, options)
 
 
 def _identity(

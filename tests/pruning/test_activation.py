@@ -123,3 +123,17 @@ def test_a_model_without_a_graph_has_no_scores_of_units():
     }
     with pytest.raises(ValueError, match="shows no graph"):
         kp.activation_scores(model, numbers(5, 3), method="units")
+
+
+def test_units_that_something_unseen_reads_have_no_score():
+    inputs = keras.Input((5, 4))
+    x = kl.LSTM(3)(kl.Dense(6, name="heard_by_lstm")(inputs))
+    x = kl.Dense(7, "relu", name="heard_by_dense")(x)
+    model = keras.Model(inputs, kl.Dense(2)(x))
+    scores = kp.activation_scores(model, np.ones((4, 5, 4), "float32"), method="units")
+    assert list(scores) == ["heard_by_dense"]
+
+
+def test_inputs_that_are_not_finite_are_refused(dense):
+    with pytest.raises(ValueError, match="x holds NaN"):
+        kp.activation_scores(dense, np.full((4, 6), np.nan))

@@ -66,10 +66,13 @@ def test_the_model_and_its_compile_state_are_as_before(learnt):
 
 def test_layers_can_be_chosen(learnt):
     model, x = learnt
-    name = model.layers[1].name
-    pruned = kp.prune_in_steps(model, x[:50], 0.5, steps=2, layers=[name], progress=False)
-    zeros = [np.count_nonzero(layer.get_weights()[0] == 0) for layer in pruned.layers]
-    assert zeros == [0, 1200, 0]
+    layer = model.layers[1]
+    for layers in ([layer.name], [layer], layer, (one.name for one in [layer])):
+        pruned = kp.prune_in_steps(model, x[:50], 0.5, steps=2, layers=layers, progress=False)
+        zeros = [np.count_nonzero(one.get_weights()[0] == 0) for one in pruned.layers]
+        assert zeros == [0, 1200, 0]
+    with pytest.raises(TypeError, match="layers must be a list here"):
+        kp.prune_in_steps(model, x[:50], 0.5, layers={layer.name: 0.5}, progress=False)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,8 @@
 """What is left of a model refitted to the original's answers, against plain NumPy and Keras."""
 
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+
 import keras
 import numpy as np
 import pytest
@@ -1036,6 +1039,7 @@ def test_nothing_is_printed_without_progress_and_a_bar_with_it(capsys):
     assert "Reconstruct" in capsys.readouterr().out
 
 
+@pytest.mark.filterwarnings("ignore:What model .* answers is further")  # nothing makes up for it
 def test_statistics_along_another_axis_follow_too():
     model = keras.Sequential([keras.Input((4, 6)), kl.Dense(5), kl.BatchNormalization(axis=1)])
     original = settled(model)
@@ -1063,3 +1067,138 @@ def test_a_layer_that_is_called_twice_is_fitted_to_both_calls():
         rtol=1e-4,
         atol=1e-5,
     )
+
+
+def sums_of_repeated_calls(model, x, count):
+    kernel, bias = model.layers[1].get_weights()
+    found = []
+    for _ in range(count):
+        x = x @ kernel + bias
+        found.append(x)
+    return np.stack(found)
+
+
+@pytest.mark.filterwarnings("ignore:What model .* answers is further")  # the sums are nearer
+@pytest.mark.parametrize("calls, done", [(2, "refitted"), (8, "left: called again")])
+def test_the_error_of_a_layer_that_hears_itself_is_measured_anew(calls, done):
+    x = inputs(300, 6)
+    outputs = inner = keras.Input((6,))
+    layer = kl.Dense(6)
+    for _ in range(calls):
+        outputs = layer(outputs)
+    original = with_random_weights(keras.Model(inner, outputs))
+    if done == "refitted":
+        layer.kernel.assign(0.2 * array(layer.kernel))
+    pruned = masked(original)
+    if done != "refitted":  # there is no other layer
+        with pytest.raises(ValueError, match=done):
+            reconstruct(pruned, original, x)
+        return
+    result, report = reconstruct(pruned, original, x, report=True)
+    goal = sums_of_repeated_calls(original, x, calls)
+    for model, column in ((pruned, "error_before"), (result, "error_after")):
+        error = np.linalg.norm(sums_of_repeated_calls(model, x, calls) - goal)
+        assert report[column][0] == pytest.approx(error / np.linalg.norm(goal), rel=1e-3)
+
+
+def test_two_threads_may_refit_to_one_original():
+    x = inputs(100, 6)
+    original = with_random_weights(
+        keras.Sequential([keras.Input((6,)), kl.Dense(8, "relu"), kl.Dense(8, "relu"), kl.Dense(3)])
+    )
+    pruned = masked(original)
+    alone = weights_of(reconstruct(pruned, original, x))
+    with ThreadPoolExecutor(3) as pool:
+        results = [pool.submit(reconstruct, pruned, original, x) for _ in range(6)]
+        answers = [pool.submit(original, x[:2]) for _ in range(20)]
+    for result in results:
+        assert_same(weights_of(result.result()), alone, rtol=1e-4, atol=1e-5)
+    for answer in answers:
+        np.testing.assert_allclose(array(answer.result()), array(original(x[:2])), rtol=1e-5)
+    assert not any("call" in vars(layer) for layer in original.layers)
+
+
+def test_states_are_as_before_and_a_fixed_batch_size_is_kept():
+    x = inputs(40, 5, 4)
+    outputs = keras.Input(batch_shape=(10, 5, 4))
+    layers = [kl.LSTM(6, stateful=True), kl.Dense(8, "relu"), kl.Dense(3)]
+    inner = outputs
+    for layer in layers:
+        outputs = layer(outputs)
+    original = with_random_weights(keras.Model(inner, outputs))
+    pruned = masked(original)
+    for model in (original, pruned):
+        model(x[:10])  # states are not zero after that
+    before = [[array(state) for state in m.layers[1].states] for m in (original, pruned)]
+    result = reconstruct(pruned, original, x, batch_size=10)
+    kp.activation_scores(original, x, batch_size=10)
+    for model, states in zip((original, pruned), before, strict=True):
+        assert_same([array(state) for state in model.layers[1].states], states)
+    assert_zeros_kept(result, pruned)
+
+
+def test_weights_with_a_constraint_are_left():
+    x = inputs(100, 6)
+    layers = [kl.Dense(8, kernel_constraint="non_neg"), kl.Dense(3)]
+    original = with_random_weights(keras.Sequential([keras.Input((6,)), *layers]))
+    pruned = masked(original)
+    result, report = reconstruct(pruned, original, x, report=True)
+    assert report["done"].tolist() == ["left: its weights have a constraint", "refitted"]
+    assert_same(result.layers[0].get_weights(), pruned.layers[0].get_weights())
+
+
+@keras.saving.register_keras_serializable("tests")
+class Tied(kl.Layer):
+    """Sends what a Dense layer sends, taken back by the same kernel."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.dense = kl.Dense(4)
+
+    def build(self, shape):
+        self.dense.build(shape)
+
+    def call(self, x):
+        y = keras.ops.matmul(self.dense(x), keras.ops.transpose(self.dense.kernel))
+        return 3 * keras.ops.square(y)
+
+
+def test_a_model_that_is_further_off_afterwards_is_told():
+    warned = 0
+    for seed in range(6):
+        x = inputs(100, 8, seed=seed)
+        original = with_random_weights(keras.Sequential([keras.Input((8,)), Tied()]), seed)
+        pruned = masked(original, 0.6, seed=seed)
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            result = reconstruct(pruned, original, x)
+        goal = array(original(x))
+        before, after = (np.linalg.norm(array(m(x)) - goal) for m in (pruned, result))
+        messages = [str(w.message) for w in told if "further from the original" in str(w.message)]
+        assert bool(messages) == (after > 1.01 * before)
+        warned += len(messages)
+    assert warned
+
+
+@pytest.mark.filterwarnings("ignore:What model .* answers is further")  # nothing makes up for it
+def test_an_activation_that_changes_the_size_leaves_its_layer():
+    x = inputs(60, 6)
+    layers = [kl.Dense(3), kl.Dense(8, keras.activations.glu)]
+    original = with_random_weights(keras.Sequential([keras.Input((6,)), *layers]))
+    _, report = reconstruct(masked(original), original, x, report=True)
+    assert report["done"].tolist() == ["refitted", "left: it computes more than its kernel says"]
+
+
+def test_what_rounding_to_half_precision_costs_stands_in_the_report():
+    x = inputs(200, 6)
+    original = one_layer(kl.Dense(5, dtype="bfloat16"), (6,))
+    pruned = masked(original, 0.3)
+    result, report = reconstruct(pruned, original, x, report=True)
+    heard = array(keras.ops.cast(x, "bfloat16")).astype("float32")
+
+    def sums(model):
+        kernel, bias = (array(w).astype("float32") for w in model.layers[0].weights)
+        return heard @ kernel + bias
+
+    error = np.linalg.norm(sums(result) - sums(original)) / np.linalg.norm(sums(original))
+    assert report["error_after"][0] == pytest.approx(error, rel=0.05)
