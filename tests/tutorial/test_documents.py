@@ -298,10 +298,19 @@ NOTEBOOK_OF_FIVE = {  # what the notebook says of the five networks, with number
         ("fashion_mnist", "none", "units", 0.6, 0),
         ("fashion_mnist", "none", "random_units", 0.6, 0),
     ],
-    "five stored MNIST networks reach {} %, about half": [
-        ("mnist", "one epoch", "weights", 0.95, 1)
+    "five stored MNIST networks without 80 % of their units the refit makes networks of {} %": [
+        ("mnist", "reconstructed", "units", 0.8, 1)
     ],
-    "with a tenth of the weights, {} %": [("mnist", "one epoch", "units", 0.8, 1)],
+    "five stored MNIST networks come back to {} % by the refit and to {} % by the epoch of "
+    "training; without 80 % of their units to {} % and {} %. On Fashion-MNIST the refit is the "
+    "better of the two there: {} % against {} %": [
+        ("mnist", "reconstructed", "weights", 0.95, 1),
+        ("mnist", "one epoch", "weights", 0.95, 1),
+        ("mnist", "reconstructed", "units", 0.8, 1),
+        ("mnist", "one epoch", "units", 0.8, 1),
+        ("fashion_mnist", "reconstructed", "units", 0.8, 1),
+        ("fashion_mnist", "one epoch", "units", 0.8, 1),
+    ],
     "the five MNIST networks reach {} % and those on Fashion-MNIST {} %": [
         ("mnist", "one epoch", "weights", 0.95, 1),
         ("fashion_mnist", "one epoch", "weights", 0.95, 1),
@@ -332,15 +341,16 @@ def test_magnitude_beats_chance_as_often_as_the_text_says(five):
     one_shot = five[(five["fine_tuning"] == "none") & (five["network"] == "dense")]
     table = one_shot.pivot_table("accuracy", ["data", "seed", "sparsity"], "method")
     pruned = table[table.index.get_level_values("sparsity") > 0]
-    assert (pruned["weights"] > pruned["random_weights"]).all()
+    wins = (pruned["weights"] > pruned["random_weights"]).groupby("sparsity").sum()
+    assert (wins[wins.index <= 0.97] == 10).all()
     mnist = pruned.loc["mnist"]
     wins = (mnist["units"] > mnist["random_units"]).groupby("sparsity").sum()
-    assert wins[[0.25, 0.5, 0.6, 0.7]].tolist() == [5, 1, 1, 1]
+    assert wins[[0.25, 0.5, 0.6, 0.7]].tolist() == [5, 1, 1, 0]
     lost = 100 * (table.xs(0, level="sparsity") - table).loc["mnist"]
     ends = lost.groupby("sparsity").agg(["min", "max"]).round(2)
-    assert ends.loc[0.8, ("weights", "max")] <= 1
+    assert ends.loc[0.8, ("weights", "max")].round(1) == 1.1
     assert ends.loc[0.25, ("units", "max")] <= 1
-    assert ends.loc[0.5, "units"].round().tolist() == [7, 11]
+    assert ends.loc[0.5, "units"].round().tolist() == [4, 12]
     bands = pruned.groupby(["data", "sparsity"])["units"].agg(lambda part: part.max() - part.min())
     bands = 100 * bands[bands.index.get_level_values("sparsity").isin([0.6, 0.7, 0.8, 0.9])]
-    assert [round(bands.min()), round(bands.max())] == [12, 29]
+    assert [round(bands.min()), round(bands.max())] == [5, 29]
