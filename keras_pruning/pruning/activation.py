@@ -41,7 +41,8 @@ def activation_scores(
     Of a weight `|w| rms(x_i)`, with x_i the input that it multiplies (Sun et al. 2023, "A
     Simple and Effective Pruning Approach for Large Language Models", Wanda). Of a unit the
     root mean square of what it sends on, times the norm of the weights that read it, summed
-    in squares over all layers that do. The result is what `score=` takes:
+    in squares over all layers that do. On the tutorial's networks, for weights, magnitude keeps
+    more; units it ranks better than their norm does. The result is what `score=` takes:
 
         prune_units(model, 0.9, score=activation_scores(model, x, method="units"))
 

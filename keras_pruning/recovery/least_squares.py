@@ -59,9 +59,10 @@ def ridge_step(gram: FloatArray, cross: FloatArray, keep: BoolArray, damping: fl
 
 def _systems(keep: BoolArray) -> list[tuple[BoolArray, IntArray]]:
     """Returns each pattern of kept weights, and the units that have it."""
-    patterns, of_unit = np.unique(np.packbits(keep, axis=0), axis=1, return_inverse=True)
-    units = [np.flatnonzero(of_unit == pattern) for pattern in range(patterns.shape[1])]
-    return [(keep[:, some[0]], some) for some in units if keep[:, some[0]].any()]
+    units: dict[bytes, list[int]] = {}
+    for unit, pattern in enumerate(np.packbits(keep, axis=0).T):
+        units.setdefault(pattern.tobytes(), []).append(unit)
+    return [(keep[:, some[0]], np.array(some)) for some in units.values() if keep[:, some[0]].any()]
 
 
 def _inverse_pays(systems: list[tuple[BoolArray, IntArray]]) -> bool:
