@@ -7,7 +7,7 @@ from keras_pruning.recovery.finetune import KeepZeros, keep_zeros
 from keras_pruning.recovery.gradual import GradualPruning, polynomial_sparsity
 from keras_pruning.recovery.in_steps import prune_in_steps
 from keras_pruning.recovery.iterative import prune_iteratively, rewind
-from keras_pruning.recovery.reconstruction import reconstruct
+from keras_pruning.recovery.reconstruction import reconstruct, refit_in_place
 
 __all__ = [
     "GradualPruning",
@@ -17,5 +17,6 @@ __all__ = [
     "prune_in_steps",
     "prune_iteratively",
     "reconstruct",
+    "refit_in_place",
     "rewind",
 ]

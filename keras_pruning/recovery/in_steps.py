@@ -18,7 +18,7 @@ from keras_pruning.pruning import (
     prune_units,
     prune_weights,
 )
-from keras_pruning.recovery.reconstruction import reconstruct
+from keras_pruning.recovery.reconstruction import refit_in_place
 
 __all__ = ["prune_in_steps"]
 
@@ -88,12 +88,6 @@ def prune_in_steps(
             if by_activation
             else "magnitude"
         )
-        pruned = reconstruct(
-            prune(pruned, share, score=ranking, **options),
-            model,
-            x,
-            damping=damping,
-            batch_size=batch_size,
-            progress=False,
-        )
+        pruned = prune(pruned, share, score=ranking, **options)
+        refit_in_place(pruned, model, x, damping=damping, batch_size=batch_size, progress=False)
     return pruned

@@ -39,7 +39,7 @@ from keras_pruning.models import (
 from keras_pruning.pruning import check_count
 from keras_pruning.recovery.least_squares import ridge_step
 
-__all__ = ["reconstruct"]
+__all__ = ["reconstruct", "refit_in_place"]
 
 Array = npt.NDArray[Any]
 
@@ -131,6 +131,23 @@ def reconstruct(
     >>> int(np.count_nonzero(mended.get_weights()[0])) == int((np.abs(kernel) > 0.3).sum())
     True
     """
+    result = copy_model(pruned)
+    table = refit_in_place(
+        result, original, x, damping=damping, batch_size=batch_size, progress=progress
+    )
+    return (result, table) if report else result
+
+
+def refit_in_place(
+    model: keras.Model,
+    original: keras.Model,
+    x: Any,
+    *,
+    damping: float = 0.01,
+    batch_size: int | None = None,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Does what `reconstruct` does with the model itself, and returns its report."""
     if not isinstance(damping, numbers.Real) or not 0 < damping < math.inf:
         raise ValueError(f"damping must be a positive number. Received: damping={damping!r}")
     if batch_size is not None:
@@ -138,30 +155,34 @@ def reconstruct(
     batches = in_batches(x, batch_size)
     kernel_layers(original)  # raises unless it is a built Keras model
     original = without_lora(original)
-    result = copy_model(pruned)
-    twins = _twins(result, original)
-    entries = kernel_layers(result)
+    twins = _twins(model, original)
+    entries = kernel_layers(model)
     names = {id(entry.layer): entry.name for entry in entries}
     products = {id(entry.layer) for entry in entries if linear_maps(entry.layer)}
     mended = [
         part
-        for part in all_layers(result)
+        for part in all_layers(model)
         if id(part) in products or isinstance(part, kl.BatchNormalization)
     ]
     with states_kept(original):
-        calls = calls_in_order(result, mended, batches[0])
+        goal = outputs_of(original, batches[0])
+        outputs = outputs_of(model, batches[0])
+        if [y.shape for y in outputs] != [y.shape for y in goal]:
+            raise _other_model(model, original)
+        before = _distance(outputs, goal)
+        calls = calls_in_order(model, mended, batches[0])
         heard = _heard_in(original, {twins[id(layer)]: count for layer, count in calls}, batches)
         rows = []
         for layer, count in tqdm(
             calls, "Reconstruct", disable=not progress, file=sys.stdout, unit="layer"
         ):
             twin = twins[id(layer)]
-            place = _Place(result, original, layer, twin, count, batches, heard.get(twin, []))
+            place = _Place(model, original, layer, twin, count, batches, heard.get(twin, []))
             if isinstance(layer, kl.BatchNormalization):
                 rows.append((layer.name, _adjust_statistics(place), None, None))
             else:
                 rows.append((names[id(layer)], *_refit(place, damping)))
-        _warn_if_further(pruned, result, original, batches[0])
+        after = _distance(outputs_of(model, batches[0]), goal)
     called = {id(layer) for layer, _ in calls}
     for part in mended:
         if isinstance(part, kl.BatchNormalization) and id(part) not in called:
@@ -172,10 +193,18 @@ def reconstruct(
             rows.append((entry.name, _NOT_CALLED if is_known else _UNKNOWN, None, None))
     if not any(done == "refitted" for _, done, *_ in rows):
         raise ValueError(
-            f"Model '{pruned.name}' has no layer that can be refitted: Dense, EinsumDense and "
+            f"Model '{model.name}' has no layer that can be refitted: Dense, EinsumDense and "
             f"convolutions are. Its layers: {dict((name, done) for name, done, *_ in rows)}"
         )
-    return (result, pd.DataFrame(rows, columns=_COLUMNS)) if report else result
+    if after > 1.01 * before:
+        warnings.warn(
+            f"What model '{model.name}' answers is further from the original now than it was "
+            f"before refitting: {after:.3g} instead of {before:.3g}, the distance of its outputs "
+            "for the first inputs. Perhaps a kernel is read by more than its own layer. Compare "
+            "both on data of your own.",
+            stacklevel=3,
+        )
+    return pd.DataFrame(rows, columns=_COLUMNS)
 
 
 def _twins(model: keras.Model, original: keras.Model) -> dict[int, keras.Layer]:
@@ -212,25 +241,9 @@ def _heard_in(
 
 
 @np.errstate(over="ignore", invalid="ignore")  # what is not finite compares as false
-def _warn_if_further(
-    pruned: keras.Model, result: keras.Model, original: keras.Model, batch: Any
-) -> None:
-    """Warns if the outputs are further from the original's than before."""
-    goal = outputs_of(original, batch)
-
-    def distance(model: keras.Model) -> float:
-        pairs = zip(outputs_of(model, batch), goal, strict=True)
-        return math.sqrt(sum(float(np.square(a - b, dtype=float).sum()) for a, b in pairs))
-
-    before, after = distance(pruned), distance(result)
-    if after > 1.01 * before:
-        warnings.warn(
-            f"What model '{result.name}' answers is further from the original now than it was "
-            f"before refitting: {after:.3g} instead of {before:.3g}, the distance of its outputs "
-            "for the first inputs. Perhaps a kernel is read by more than its own layer. Compare "
-            "both on data of your own.",
-            stacklevel=3,
-        )
+def _distance(outputs: list[Array], goal: list[Array]) -> float:
+    pairs = zip(outputs, goal, strict=True)
+    return math.sqrt(sum(float(np.square(a - b, dtype=float).sum()) for a, b in pairs))
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ from keras_pruning.pruning import (
     weights_under_unit_masks,
     weights_under_weight_masks,
 )
-from keras_pruning.recovery import reconstruct
+from keras_pruning.recovery import refit_in_place
 from keras_pruning.studies.tasks import Job, Results, run_jobs
 from keras_pruning.studies.workers import (
     Payload,
@@ -402,7 +402,8 @@ def refitter(model: keras.Model, x: Any) -> Callable[[Weights], Weights]:
     def refit(weights: Weights) -> Weights:
         with one_at_a_time:
             pruned.set_weights(weights)
-            return reconstruct(pruned, model, x, progress=False).get_weights()
+            refit_in_place(pruned, model, x, progress=False)
+            return pruned.get_weights()
 
     return refit
 
