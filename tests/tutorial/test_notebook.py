@@ -254,7 +254,7 @@ ANSWERS = {
             ("unit_mask(W, 1 / 3)", "unit_mask(W, 2 / 3)"),
         ],
     ),
-    2: ("sparsity_sweep(", [("methods=METHODS,", 'methods=METHODS, scope="global",')]),
+    2: ("methods=METHODS,", [("methods=METHODS,", 'methods=METHODS, scope="global",')]),
     3: ("GradualPruning(", [("EPOCHS_AFTER = 1", "EPOCHS_AFTER = 2")]),
     4: (
         "a pruned weight came back",
