@@ -217,12 +217,10 @@ def mask_of_each_unit(
         Boolean array of the shape of `values`, `True` = keep.
     """
     keys_of = _magnitude_keys if by_magnitude else _ordered_keys
-    units_last = np.moveaxis(keys_of(np.ascontiguousarray(values)), axis, -1)
-    columns = units_last.reshape(-1, units_last.shape[-1])
-    mask = np.ones(columns.shape, bool)
-    lowest = np.argsort(columns, axis=0, kind="stable")[: num_pruned(len(columns), sparsity)]
-    np.put_along_axis(mask, lowest, False, axis=0)
-    return np.ascontiguousarray(np.moveaxis(mask.reshape(units_last.shape), -1, axis))
+    units_first = np.moveaxis(keys_of(np.ascontiguousarray(values)), axis, 0)
+    units = units_first.reshape(len(units_first), -1)
+    mask = _without_lowest(units, num_pruned(units.shape[1], sparsity))
+    return np.ascontiguousarray(np.moveaxis(mask.reshape(units_first.shape), 0, axis))
 
 
 def num_pruned(size: int, sparsity: float, *, at_least_one_left: bool = False) -> int:
@@ -326,11 +324,15 @@ def _n_of_m_by_key(keys: npt.NDArray[Any], n: int, m: int, axis: int) -> BoolArr
             f"entries in shape {keys.shape}. Received: pattern {n}:{m}"
         )
     columns = np.moveaxis(keys, axis, -1)
-    groups = columns.reshape(-1, m)
-    mask = np.ones(groups.shape, bool)
-    lowest = np.argsort(groups, axis=1, kind="stable")[:, : m - n]
-    np.put_along_axis(mask, lowest, False, axis=1)
+    mask = _without_lowest(columns.reshape(-1, m), m - n)
     return np.ascontiguousarray(np.moveaxis(mask.reshape(columns.shape), -1, axis))
+
+
+def _without_lowest(rows: npt.NDArray[Any], count: int) -> BoolArray:
+    """Returns the mask that drops the lowest keys of each row, the first of equal ones first."""
+    mask = np.ones(rows.shape, bool)
+    np.put_along_axis(mask, np.argsort(rows, axis=1, kind="stable")[:, :count], False, axis=1)
+    return mask
 
 
 def _common_dtype(arrays: Sequence[FloatArray]) -> np.dtype[Any]:

@@ -397,7 +397,7 @@ def evaluator(
 def refitter(model: keras.Model, x: Any) -> Callable[[Weights], Weights]:
     """Returns a function that refits pruned weights to what the model gives for the inputs x."""
     pruned = copy_model(model)
-    one_at_a_time = threading.Lock()  # it watches the layers of the one model
+    one_at_a_time = threading.Lock()  # they share the one copy
 
     def refit(weights: Weights) -> Weights:
         with one_at_a_time:
