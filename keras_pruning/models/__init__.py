@@ -26,7 +26,6 @@ from keras_pruning.models.functional import (
     own_weights,
 )
 from keras_pruning.models.kernels import KernelLayer, kernel_layers
-from keras_pruning.models.listening import states_kept
 from keras_pruning.models.products import LinearMap, linear_maps, sample
 
 __all__ = [
@@ -58,6 +57,5 @@ __all__ = [
     "own_trainable_weights",
     "own_weights",
     "sample",
-    "states_kept",
     "without_lora",
 ]

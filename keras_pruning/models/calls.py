@@ -72,11 +72,8 @@ def outputs_of(model: keras.Model, batch: Any) -> list[Array]:
 
 
 def _run(model: keras.Model, batch: Any) -> Any:
-    """Runs a model as in prediction; its states, as of a recurrent layer, are as before after it.
-
-    Without those of BatchNormalization, which do not change in prediction: they are many.
-    """
-    with states_kept(model, but=keras.layers.BatchNormalization):
+    """Runs a model as in prediction; states, as of a recurrent layer, are as before after it."""
+    with states_kept(model):
         return model(batch, training=False)
 
 

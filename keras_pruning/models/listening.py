@@ -216,21 +216,14 @@ def _runner(
 
 
 @contextlib.contextmanager
-def states_kept(
-    operation: keras.Layer, but: type[keras.Layer] | tuple[()] = ()
-) -> Iterator[Callable[[], None]]:
-    """Gives a function that sets back what calls have changed, and calls it at the end.
-
-    The states of layers of the type `but` are left as they become.
-    """
-    left = {
-        id(v) for part in all_layers(operation) if isinstance(part, but) for v in part.variables
-    }
-    states = [(v, values) for v, values in _states(operation) if id(v) not in left]
+def states_kept(operation: keras.Layer) -> Iterator[Callable[[], None]]:
+    """Gives a function that sets back what calls have changed, and calls it at the end."""
+    states = _states(operation)
 
     def restore() -> None:
         for variable, values in states:
-            variable.assign(values)
+            if not np.array_equal(keras.ops.convert_to_numpy(variable), values):
+                variable.assign(values)
 
     try:
         yield restore

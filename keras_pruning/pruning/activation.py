@@ -16,7 +16,6 @@ from keras_pruning.models import (
     kernel_layers,
     linear_maps,
     sample,
-    states_kept,
     without_lora,
 )
 from keras_pruning.pruning.masks import check_count
@@ -70,11 +69,10 @@ def activation_scores(
     model = without_lora(model)
     entries = kernel_layers(model)
     known = [layer for layer in all_layers(model) if linear_maps(layer)]
-    with states_kept(model):
-        heard = {
-            layer: _mean_squares(model, layer, count, batches)
-            for layer, count in calls_in_order(model, known, batches[0])
-        }
+    heard = {
+        layer: _mean_squares(model, layer, count, batches)
+        for layer, count in calls_in_order(model, known, batches[0])
+    }
     if method == "units":
         return _unit_scores(model, entries, heard)
     return {

@@ -28,12 +28,12 @@ from keras_pruning.models import (
     calls_in_order,
     calls_of,
     copy_model,
+    count_examples,
     in_batches,
     kernel_layers,
     linear_maps,
     outputs_of,
     sample,
-    states_kept,
     without_lora,
 )
 from keras_pruning.pruning import check_count
@@ -164,25 +164,24 @@ def refit_in_place(
         for part in all_layers(model)
         if id(part) in products or isinstance(part, kl.BatchNormalization)
     ]
-    with states_kept(original):
-        goal = outputs_of(original, batches[0])
-        outputs = outputs_of(model, batches[0])
-        if [y.shape for y in outputs] != [y.shape for y in goal]:
-            raise _other_model(model, original)
-        before = _distance(outputs, goal)
-        calls = calls_in_order(model, mended, batches[0])
-        heard = _heard_in(original, {twins[id(layer)]: count for layer, count in calls}, batches)
-        rows = []
-        for layer, count in tqdm(
-            calls, "Reconstruct", disable=not progress, file=sys.stdout, unit="layer"
-        ):
-            twin = twins[id(layer)]
-            place = _Place(model, original, layer, twin, count, batches, heard.get(twin, []))
-            if isinstance(layer, kl.BatchNormalization):
-                rows.append((layer.name, _adjust_statistics(place), None, None))
-            else:
-                rows.append((names[id(layer)], *_refit(place, damping)))
-        after = _distance(outputs_of(model, batches[0]), goal)
+    goal = outputs_of(original, batches[0])
+    outputs = outputs_of(model, batches[0])
+    if [y.shape for y in outputs] != [y.shape for y in goal]:
+        raise _other_model(model, original)
+    before = _distance(outputs, goal)
+    calls = calls_in_order(model, mended, batches[0])
+    heard = _heard_in(original, {twins[id(layer)]: count for layer, count in calls}, batches)
+    rows = []
+    for layer, count in tqdm(
+        calls, "Reconstruct", disable=not progress, file=sys.stdout, unit="layer"
+    ):
+        twin = twins[id(layer)]
+        place = _Place(model, original, layer, twin, count, batches, heard.get(twin, []))
+        if isinstance(layer, kl.BatchNormalization):
+            rows.append((layer.name, _adjust_statistics(place), None, None))
+        else:
+            rows.append((names[id(layer)], *_refit(place, damping)))
+    after = _distance(outputs_of(model, batches[0]), goal)
     called = {id(layer) for layer, _ in calls}
     for part in mended:
         if isinstance(part, kl.BatchNormalization) and id(part) not in called:
@@ -230,14 +229,22 @@ def _heard_in(
     original: keras.Model, counts: dict[keras.Layer, int], batches: list[Any]
 ) -> dict[keras.Layer, list[list[Array]]]:
     """Returns what each layer hears for each batch, unless that takes much memory."""
-    heard: dict[keras.Layer, list[list[Array]]] = {}
+    few = _few(original, batches[0])
+    of_few = sum(x.nbytes for calls in calls_of(original, counts, few).values() for x, _ in calls)
+    if of_few / count_examples(few) * sum(map(count_examples, batches)) > _MOST_BYTES:
+        return {}
+    heard: dict[keras.Layer, list[list[Array]]] = {layer: [] for layer in counts}
     for batch in batches:
         for layer, calls in calls_of(original, counts, batch).items():
-            heard.setdefault(layer, []).append([x for x, _ in calls])
-        size = sum(x.nbytes for inputs in heard.values() for x in inputs[-1])
-        if size * len(batches) > _MOST_BYTES:
-            return {}
+            heard[layer].append([x for x, _ in calls])
     return heard
+
+
+def _few(original: keras.Model, batch: Any) -> Any:
+    """Returns the first input of a batch; all of them if the model takes no fewer."""
+    inputs = getattr(original, "inputs", None) or [None]
+    takes_one = all(x is not None and x.shape[0] is None for x in inputs)
+    return keras.tree.map_structure(lambda x: x[:1], batch) if takes_one else batch
 
 
 @np.errstate(over="ignore", invalid="ignore")  # what is not finite compares as false
@@ -274,11 +281,8 @@ class _Place:
 
     def example(self) -> tuple[Array, Array]:
         """Returns the first input and output of the twin, for few examples."""
-        inputs = getattr(self.original, "inputs", None) or [None]
-        takes_one = all(x is not None and x.shape[0] is None for x in inputs)
-        few = keras.tree.map_structure(lambda x: x[:1], self.batches[0])
-        calls = calls_of(self.original, {self.twin: 1}, few if takes_one else self.batches[0])
-        x, y = calls[self.twin][0]
+        few = _few(self.original, self.batches[0])
+        x, y = calls_of(self.original, {self.twin: 1}, few)[self.twin][0]
         return x, as_floats(y)
 
 

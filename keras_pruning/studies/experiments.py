@@ -182,7 +182,8 @@ def experiment(
     try:
         run_jobs(jobs, results, executor=executor, threads=threads, in_flight=in_flight)
     finally:
-        for cached in (_prepared, _load):  # a worker keeps its last network and data, not we
+        # A worker keeps its last network and data, not we.
+        for cached in (_prepared, _prepared_refit, _load):
             cached.cache_clear()
     return results.table()
 
@@ -255,13 +256,10 @@ def _measure_point(network: Payload, training: _Training, point: _Point) -> pd.D
     weights = prune_by_name(
         model, point.method, point.sparsity, scope=point.scope, layers=None, seed=training.seed
     )
-    (x, y), _ = _load(training.load)
     if point.tune == _RECONSTRUCT:
-        x, _ = as_arrays(x)
-        order = np.random.default_rng(training.seed).permutation(count_examples(x))[:_INPUTS]
-        some = keras.tree.map_structure(lambda array: array[order], x)
-        weights = refitter(model_from_bytes(network.content), some)(weights)
+        weights = _prepared_refit(network, training)(weights)
     elif point.tune is not None:
+        (x, y), _ = _load(training.load)
         pruned = model_from_bytes(network.content)
         pruned.set_weights(weights)
         keras.utils.set_random_seed(training.seed)
@@ -300,6 +298,16 @@ def _prepared(network: Payload, load: LoadData | str) -> tuple[keras.Model, Call
     model = model_from_bytes(network.content)
     x, y = check_data(model, x, y)
     return model, evaluator(model, x, y, batch_size=1000)
+
+
+@functools.lru_cache(maxsize=1)
+def _prepared_refit(network: Payload, training: _Training) -> Callable[[Weights], Weights]:
+    """Returns a function that refits pruned weights of the network to some training inputs."""
+    (x, _), _ = _load(training.load)
+    x, _ = as_arrays(x)
+    order = np.random.default_rng(training.seed).permutation(count_examples(x))[:_INPUTS]
+    some = keras.tree.map_structure(lambda array: array[order], x)
+    return refitter(model_from_bytes(network.content), some)
 
 
 @functools.lru_cache(maxsize=1)
