@@ -9,7 +9,8 @@ This module holds the book-keeping; `rules` knows the layers, `walk` goes throug
 model.
 """
 
-from collections.abc import Collection, Hashable
+import inspect
+from collections.abc import Collection, Hashable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -61,12 +62,34 @@ class Signal:
 
 @dataclass(frozen=True)
 class Call:
-    """One call of a layer or operation, with one output."""
+    """One call of a layer or operation, signals in the place of its tensors."""
 
     operation: Any
-    inputs: list[Signal]
-    arguments: list[Signal | float]  # the inputs, and the numbers between them
-    output_shape: Shape
+    args: tuple[Any, ...]
+    options: dict[str, Any]  # keyword arguments that are not None or False
+    output_shapes: list[Shape]
+
+    @property
+    def inputs(self) -> list[Signal]:
+        """The tensors, also those of keyword arguments."""
+        leaves = keras.tree.flatten((self.args, self.options))
+        return [leaf for leaf in leaves if isinstance(leaf, Signal)]
+
+    @property
+    def arguments(self) -> list[Any]:
+        """The positional arguments, tensors and what else there is between them."""
+        return list(keras.tree.flatten(self.args))
+
+    @property
+    def named(self) -> dict[str, Any]:
+        """All arguments by the names that a layer's `call` gives them."""
+        parameters = inspect.signature(self.operation.call)
+        return dict(parameters.bind(*self.args, **self.options).arguments)
+
+    @property
+    def output_shape(self) -> Shape:
+        """The shape of the first output."""
+        return self.output_shapes[0]
 
     @property
     def input(self) -> Signal:
@@ -97,15 +120,22 @@ class ChannelGraph:
 
     `cuts` names, for each layer, the axes of its weights that are indexed by channels,
     `sizes` the entries of its configuration that count them, `units` the ids of the
-    units it makes, `folds` what its bias takes over from removed inputs, `refused` the
-    layers that have no rule, and why.
+    units it makes, `folds` what its bias takes over from removed inputs, `opened` the first
+    call of a layer that was looked into, `refused` the layers that have no rule, and why.
 
     With `what_if` kernels are not read: every unit counts as pruned, with the scale, offset
     and mean of these BatchNormalization layers, and every weight that reads one as not zero.
     """
 
-    def __init__(self, what_if: Collection[keras.Layer] | None = None) -> None:
+    def __init__(
+        self,
+        what_if: Collection[keras.Layer] | None = None,
+        closed: Mapping[keras.Layer, str] | None = None,
+    ) -> None:
         self.what_if = what_if
+        self.closed = closed or {}  # layers not to look into, and why
+        # The node, what it receives and what it sends.
+        self.opened: dict[keras.Layer, tuple[Any, list[Signal], list[Signal]]] = {}
         self.cuts: dict[keras.Layer, dict[tuple[str, int], IntArray]] = {}
         self.sizes: dict[keras.Layer, dict[Hashable, IntArray]] = {}
         self.units: dict[keras.Layer, IntArray] = {}
@@ -141,9 +171,9 @@ class ChannelGraph:
         """Returns the ids of a layer's units: `ids`, or joined to those of an earlier call."""
         return self._note(self.units, layer, ids)
 
-    def cut(self, layer: keras.Layer, variable: str, axis: int, ids: IntArray) -> None:
-        """Notes that an axis of a weight is indexed by channels."""
-        self._note(self.cuts.setdefault(layer, {}), (variable, axis), ids)
+    def cut(self, layer: keras.Layer, variable: str, axis: int, ids: IntArray) -> IntArray:
+        """Notes that an axis of a weight is indexed by channels; returns its first ids."""
+        return self._note(self.cuts.setdefault(layer, {}), (variable, axis), ids)
 
     def resize(self, layer: keras.Layer, entry: Hashable, ids: IntArray) -> None:
         """Notes that an entry of a layer's configuration counts channels.

@@ -4,6 +4,8 @@ Zeros in a kernel cost as much as other numbers. A unit that is zero can be cut 
 the weights that read it, and then the model is smaller on disk and faster anywhere.
 """
 
+import warnings
+from collections.abc import Mapping
 from typing import Any, Literal, overload
 
 import keras
@@ -12,8 +14,10 @@ import numpy.typing as npt
 import pandas as pd
 
 from keras_pruning.channels.graph import BoolArray, ChannelGraph
+from keras_pruning.channels.rebuilding import alike, fill_resized, resized, unrolled
 from keras_pruning.channels.walk import trace_channels
 from keras_pruning.models import (
+    CannotTrace,
     all_layers,
     compile_like,
     copy_state,
@@ -21,10 +25,15 @@ from keras_pruning.models import (
     kernel_layers,
     model_config,
     model_from_config,
+    nodes_in_order,
+    outputs_of,
     own_weights,
+    random_inputs,
 )
 
 __all__ = ["shrink"]
+
+_DIFFERS = "answers otherwise with fewer units"
 
 
 @overload
@@ -76,36 +85,97 @@ def shrink(
     >>> shrink(model).get_layer("hidden").units
     8
     """
-    graph = _traced(model)
-    groups = graph.groups()
-    reasons = graph.reasons(groups)
-    _keep_one_each(graph, groups, reasons)
-    stays = np.isin(np.arange(groups.max(initial=-1) + 1), list(reasons))
-    removed = ~stays[groups]
+    source, closed = model, dict[keras.Layer, str]()
+    while True:
+        graph = _traced(model, closed)
+        groups = graph.groups()
+        reasons = graph.reasons(groups)
+        _keep_one_each(graph, groups, reasons)
+        stays = np.isin(np.arange(groups.max(initial=-1) + 1), list(reasons))
+        removed = ~stays[groups]
+        try:
+            shrunken = _cut(model, graph, removed)
+        except _NotSoSmall as found:
+            model = _opened_up(model, found.layers, closed)
+            continue
+        opened = {layer: _DIFFERS for layer in graph.opened if layer not in closed}
+        if not (removed.any() and opened) or _answers_alike(model, shrunken):
+            break
+        closed |= opened
+    compile_like(shrunken, source)
+    return (shrunken, _report(model, graph, groups, reasons)) if report else shrunken
+
+
+class _NotSoSmall(Exception):
+    """Layers whose own configuration cannot say their new sizes."""
+
+    def __init__(self, layers: list[keras.Layer]) -> None:
+        super().__init__()
+        self.layers = layers
+
+
+def _traced(model: keras.Model, closed: Mapping[keras.Layer, str]) -> ChannelGraph:
+    kernel_layers(model)  # checks that it is a built model
+    for layer in all_layers(model):
+        _check_weights(layer)
+    try:
+        return trace_channels(model, closed=closed)
+    except CannotTrace as why:
+        raise ValueError(
+            f"Model '{model.name}' ({type(model).__name__}) shows no graph to follow its units "
+            f"through, and calling it with symbolic tensors fails: {why}. Write its call() with "
+            "Keras layers and keras.ops alone, or make it functional."
+        ) from why
+
+
+def _cut(model: keras.Model, graph: ChannelGraph, removed: BoolArray) -> keras.Model:
+    """Returns the model without the removed channels."""
+    if functional_graph(model) is None:
+        raise _NotSoSmall([model])
     if removed.any():
         config = _config(model)
-        _edit(config, model, graph, removed)
+        too_large = _edit(config, model, graph, removed)
+        if too_large:
+            raise _NotSoSmall(too_large)
     else:
         config = model_config(model)
     shrunken = model_from_config(model, config)
     _fill(model, shrunken, graph, removed)
-    compile_like(shrunken, model)
-    return (shrunken, _report(model, graph, groups, reasons)) if report else shrunken
+    return shrunken
 
 
-def _traced(model: keras.Model) -> ChannelGraph:
-    kernel_layers(model)  # checks that it is a built model
-    for layer in all_layers(model):
-        _check_weights(layer)
-    graph = trace_channels(model)
-    if graph is None:
-        raise ValueError(
-            f"Model '{model.name}' ({type(model).__name__}) is subclassed: it shows no graph to "
-            "follow its units through. If its call() is made of Keras layers and operations, make "
-            "it functional first: inputs = keras.Input(shape); "
-            "model = keras.Model(inputs, model.call(inputs))."
-        )
-    return graph
+def _opened_up(
+    model: keras.Model, layers: list[keras.Layer], closed: dict[keras.Layer, str]
+) -> keras.Model:
+    """Returns the model with what these layers are made of in their place, or closes them."""
+    try:
+        opened = unrolled(model, layers)
+        if not _answers_alike(model, opened):
+            raise CannotTrace("rebuilt of what it calls, it answers otherwise")
+    except CannotTrace as why:
+        if layers == [model]:
+            raise ValueError(
+                f"Model '{model.name}' ({type(model).__name__}) cannot be rebuilt as a functional "
+                f"model: {why}."
+            ) from why
+        closed |= {x: f"cannot be rebuilt with fewer units: {why}" for x in layers}
+        return model
+    names = [f"{layer.name} ({type(layer).__name__})" for layer in layers]
+    warnings.warn(
+        f"The configuration of {names} cannot say the new sizes, so the shrunken model has the "
+        "Keras layers and operations that they call in their place.",
+        stacklevel=3,
+    )
+    return opened
+
+
+def _answers_alike(model: keras.Model, other: keras.Model) -> bool:
+    """Whether two models give the same for an example, if they can be run on one."""
+    try:
+        example = random_inputs(other)
+        return alike(outputs_of(model, example), outputs_of(other, example))
+    except Exception:  # of the user's own code, of the backend: of any kind
+        return False
 
 
 def _check_weights(layer: keras.Layer) -> None:
@@ -147,11 +217,15 @@ def _config(model: keras.Layer) -> dict[str, Any]:
 
 def _edit(
     config: dict[str, Any], model: keras.Layer, graph: ChannelGraph, removed: BoolArray
-) -> None:
-    """Puts the new sizes into the configuration of a model, nested ones included."""
+) -> list[keras.Layer]:
+    """Puts the new sizes into the configuration of a model, nested ones included.
+
+    Returns the layers whose configurations cannot say them.
+    """
+    too_large: list[keras.Layer] = []
     config.pop("build_config", None)  # it holds the old shapes
     entries = config["config"]["layers"]
-    layers = {layer.name: layer for layer in _layers(model)}
+    layers = {operation.name: operation for operation in _operations(model)}
     for place, entry in enumerate(entries):
         entry.pop("build_config", None)
         name = entry.get("name") or entry["config"].get("name")
@@ -160,13 +234,20 @@ def _edit(
         if layer is not None and functional_graph(layer) is not None and layer not in graph.refused:
             if not _tells_layers(entry):
                 entry |= _config(layer)
-            _edit(entry, layer, graph, removed)
+            too_large += _edit(entry, layer, graph, removed)
+        if layer in graph.opened and layer not in graph.refused:
+            fitting = resized(model, layer, entry, graph, removed)
+            if fitting is None:
+                too_large.append(layer)
+            else:
+                entry["config"] = fitting
         for key, ids in graph.sizes.get(layer, {}).items():
             _set_size(entry["config"], key, int(np.count_nonzero(~removed[ids])))
         if _needs_bias(layer, graph, removed):
             entry["config"]["use_bias"] = True
     if "build_input_shape" in config["config"]:
         config["config"]["build_input_shape"] = entries[0]["config"]["batch_shape"]
+    return too_large
 
 
 def _tells_layers(config: dict[str, Any]) -> bool:
@@ -179,6 +260,13 @@ def _layers(model: keras.Layer) -> list[keras.Layer]:
     """The layers of a model, a Sequential's InputLayer among them."""
     function = functional_graph(model)
     return function.layers if function is not None else []
+
+
+def _operations(model: keras.Layer) -> list[Any]:
+    """The layers of a model, and the operations between them."""
+    function = functional_graph(model)
+    between = [node.operation for node in nodes_in_order(function)] if function is not None else []
+    return [*between, *_layers(model)]
 
 
 def _set_size(config: dict[str, Any], key: Any, size: int) -> None:
@@ -206,7 +294,9 @@ def _fill(
     for layer, target in zip(_layers(model), targets, strict=True):
         # A custom layer may have lost its name, never its place.
         target = by_name.get(layer.name, target)
-        if layer in graph.cuts and layer not in graph.refused:
+        if layer in graph.opened and layer not in graph.refused:
+            fill_resized(layer, target, graph, removed)
+        elif layer in graph.cuts and layer not in graph.refused:
             _fill_layer(layer, target, graph, removed)
         elif functional_graph(layer) is not None and layer not in graph.refused:
             _fill(layer, target, graph, removed)
@@ -219,11 +309,12 @@ def _fill_layer(
 ) -> None:
     values = {v.name: np.array(keras.ops.convert_to_numpy(v)) for v in layer.weights}
     if _needs_bias(layer, graph, removed):
-        units = len(graph.units[layer])
-        dtype = next(iter(values.values())).dtype
-        bias = values.get("bias", np.zeros(units)) + graph.folds[layer].addition(removed)
-        values["bias"] = bias.astype(dtype)
-        graph.cut(layer, "bias", 0, graph.units[layer])
+        addition = graph.folds[layer].addition(removed)
+        if "bias" in values:
+            values["bias"] += addition.reshape(values["bias"].shape).astype(values["bias"].dtype)
+        else:
+            values["bias"] = addition.astype(next(iter(values.values())).dtype)
+            graph.cut(layer, "bias", 0, graph.units[layer])
     for (name, axis), ids in graph.cuts[layer].items():
         values[name] = np.compress(~removed[ids], values[name], axis=axis)
     for variable in target.weights:

@@ -1,28 +1,60 @@
-"""The walk through a model: the channels of every tensor, call after call."""
+"""The walk through a model: the channels of every tensor, call after call.
 
-from collections.abc import Collection
+A layer that has no rule is looked into: called with symbolic tensors it shows which layers and
+operations it is made of, and those are followed instead.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import keras
 import numpy as np
+from keras import layers as kl
 
 from keras_pruning.channels.graph import Call, ChannelGraph, IntArray, NoRule, Shape, Signal
-from keras_pruning.channels.rules import rule_of
-from keras_pruning.models import batch_norms_after, functional_graph, kernel_layers, nodes_in_order
+from keras_pruning.channels.table import is_composite, rule_of
+from keras_pruning.models import (
+    CannotTrace,
+    Inside,
+    batch_norms_after,
+    functional_graph,
+    inside,
+    inside_model,
+    is_of_keras,
+    kernel_layers,
+    nodes_in_order,
+    own_weights,
+    with_tensors,
+)
 
 __all__ = ["channel_readers", "prunable_groups", "trace_channels"]
 
+_OPEN_SIZES = (2, 32)  # what stands for the batch, and for other sizes that are not known
+
 
 def trace_channels(
-    model: keras.Model, what_if: Collection[keras.Layer] | None = None
-) -> ChannelGraph | None:
-    """Follows the channels of a built model; `None` for a model that shows no graph."""
-    function = functional_graph(model)
-    if function is None:
-        return None
-    graph = ChannelGraph(what_if)
-    inputs = [_fresh(graph, t.shape, "it is the model's input") for t in function.inputs]
-    for signal in _trace(graph, function, inputs):
+    model: keras.Model,
+    what_if: Collection[keras.Layer] | None = None,
+    closed: Mapping[Any, str] | None = None,
+) -> ChannelGraph:
+    """Follows the channels of a built model.
+
+    Args:
+        model: A built model.
+        what_if: See `ChannelGraph`.
+        closed: Layers that are not to be looked into, and why.
+
+    Raises:
+        CannotTrace: If the model shows no graph and cannot be looked into.
+    """
+    graph = ChannelGraph(what_if, closed)
+    found: Any = functional_graph(model)
+    if found is None:
+        found = inside_model(model)
+    inputs = [_fresh(graph, t.shape, "it is the model's input") for t in found.inputs]
+    for signal in _follow(graph, found, inputs, model):
         graph.block(signal.ids, "it is the model's output")
     return graph
 
@@ -37,13 +69,14 @@ def prunable_groups(
     Returns:
         For each layer that makes units the group of each of its units, which can only go
         together, shape `(units,)`; and group to reason for the groups that can never go.
-        Layers that are not followed, as those inside a custom layer, are not in the first:
-        their units can never go. `None` for a model that shows no graph.
+        Layers that are not followed, as those inside a layer that cannot be looked into, are
+        not in the first: their units can never go. `None` for a model that cannot be followed.
     """
     layers = [entry.layer for entry in kernel_layers(model) if entry.has_units]
     norms = {norm for layer in layers for norm in batch_norms_after(model, layer)}
-    graph = trace_channels(model, what_if=norms)
-    if graph is None:
+    try:
+        graph = trace_channels(model, what_if=norms)
+    except CannotTrace:
         return None
     groups = graph.groups()
     return {layer: groups[ids] for layer, ids in graph.units.items()}, graph.reasons(groups)
@@ -51,40 +84,87 @@ def prunable_groups(
 
 def channel_readers(
     model: keras.Model,
-) -> tuple[dict[keras.Layer, IntArray], dict[keras.Layer, IntArray]] | None:
+) -> tuple[dict[keras.Layer, IntArray], dict[keras.Layer, tuple[IntArray, int]]] | None:
     """Returns which channels layers make and which they sum over, both by ids.
 
     Returns:
         For each layer that makes units the id of each, shape `(units,)`, one for all units that
         can only go together; and for each layer that sums over channels those of its inputs,
-        shape `(channels,)`. `None` for a model that shows no graph.
+        shape `(channels,)`, and the axis of its kernel that they index. `None` for a model that
+        cannot be followed.
     """
-    graph = trace_channels(model, what_if=())
-    if graph is None:
+    try:
+        graph = trace_channels(model, what_if=())
+    except CannotTrace:
         return None
     groups = graph.groups()
     made = {layer: groups[ids] for layer, ids in graph.units.items()}
-    return made, {layer: groups[fold.ids] for layer, fold in graph.folds.items()}
+    axes = {
+        layer: [
+            axis
+            for (name, axis), ids in graph.cuts.get(layer, {}).items()
+            if ids is fold.ids and name.endswith("kernel") and not name.startswith("depthwise")
+        ]
+        for layer, fold in graph.folds.items()
+    }
+    read = {
+        layer: (groups[fold.ids], axes[layer][0] if axes[layer] else -1)
+        for layer, fold in graph.folds.items()
+    }
+    return made, read
 
 
 def _fresh(graph: ChannelGraph, shape: Shape, reason: str) -> Signal:
     size = shape[-1] if len(shape) > 1 else None
     if size is None:
-        return Signal.unknown(shape, f"{reason}, of unknown size")
+        return Signal.unknown(tuple(shape), f"{reason}, of unknown size")
     ids = graph.new(size)
     graph.block(ids, reason)
-    return Signal(shape, len(shape) - 1, ids, np.full(size, np.nan))
+    return Signal(tuple(shape), len(shape) - 1, ids, np.full(size, np.nan))
 
 
-def _trace(graph: ChannelGraph, function: Any, inputs: list[Signal]) -> list[Signal]:
-    """Returns the output signals of a functional graph."""
-    signals = {id(t): signal for t, signal in zip(function.inputs, inputs, strict=True)}
-    for node in nodes_in_order(function):
+def _follow(
+    graph: ChannelGraph, found: Any, inputs: list[Signal], holder: keras.Layer | None = None
+) -> list[Signal]:
+    """Returns the output signals of a graph of calls.
+
+    Args:
+        graph: Where to note them.
+        found: A functional graph, or the inside of a layer.
+        inputs: The signals it receives.
+        holder: The layer whose inside it is.
+    """
+    signals = {id(t): signal for t, signal in zip(found.inputs, inputs, strict=True)}
+    if isinstance(found, Inside):
+        signals |= {id(t): _of_weight(graph, holder, variable) for t, variable in found.weights}
+        signals |= {id(source[0]): _of_constants(graph, *source) for source in found.sources}
+    for node in found.nodes if isinstance(found, Inside) else nodes_in_order(found):
         if node.input_tensors:
             received = [signals[id(t)] for t in node.input_tensors]
             sent = _apply(graph, node, received)
             signals |= {id(t): s for t, s in zip(node.output_tensors, sent, strict=True)}
-    return [signals[id(t)] for t in function.outputs]
+    return [signals[id(t)] for t in found.outputs]
+
+
+def _of_weight(graph: ChannelGraph, holder: Any, variable: keras.Variable) -> Signal:
+    """The channels of a weight that a layer of one's own holds: those of its last axis."""
+    shape, names = tuple(variable.shape), [v.name for v in own_weights(holder)]
+    if not shape or shape[-1] == 1 or names.count(variable.name) != 1:
+        return Signal.unknown(shape, "it is a weight")
+    ids = graph.cut(holder, variable.name, len(shape) - 1, graph.new(shape[-1]))
+    rows = keras.ops.convert_to_numpy(variable).reshape(-1, shape[-1]).astype(float)
+    values = np.where((rows == rows[:1]).all(axis=0), rows[0], np.nan)
+    return Signal(shape, len(shape) - 1, ids, values)
+
+
+def _of_constants(graph: ChannelGraph, sent: Any, layer: keras.Layer, given: Any) -> Signal:
+    """What a layer sends for constants, as an embedding of positions does."""
+    args, kwargs = given
+    arguments = SimpleNamespace(args=args, kwargs=kwargs)
+    node = SimpleNamespace(
+        operation=layer, arguments=arguments, input_tensors=[], output_tensors=[sent]
+    )
+    return _apply(graph, node, [])[0]
 
 
 def _apply(graph: ChannelGraph, node: Any, inputs: list[Signal]) -> list[Signal]:
@@ -93,12 +173,23 @@ def _apply(graph: ChannelGraph, node: Any, inputs: list[Signal]) -> list[Signal]
     try:
         if operation in graph.refused:
             raise NoRule(graph.refused[operation])
-        arguments = _arguments(node, inputs)
+        if operation in graph.closed:
+            raise NoRule(graph.closed[operation])
+        call = _call(node, inputs)
         function = functional_graph(operation)
         if function is not None:
-            return _nested(graph, function, inputs, arguments)
-        call = Call(operation, inputs, arguments, tuple(node.output_tensors[0].shape))
-        return [rule_of(operation)(graph, call)]
+            return _nested(graph, function, inputs, call)
+        try:
+            if isinstance(operation, kl.TimeDistributed):
+                sent: Signal | list[Signal] = _time_distributed(graph, node, call)
+            else:
+                sent = rule_of(operation, {*call.options})(graph, call)
+        except NoRule as why:
+            return _looked_into(graph, node, inputs, why)
+        sent = sent if isinstance(sent, list) else [sent]
+        if is_composite(operation):
+            graph.opened.setdefault(operation, (node, inputs, sent))
+        return sent
     except NoRule as why:
         kind = type(operation).__name__
         reason = graph.refused.get(operation) or f"'{operation.name}' ({kind}) {why}"
@@ -109,32 +200,91 @@ def _apply(graph: ChannelGraph, node: Any, inputs: list[Signal]) -> list[Signal]
         return [Signal.unknown(tuple(t.shape), lost) for t in node.output_tensors]
 
 
-def _arguments(node: Any, inputs: list[Signal]) -> list[Signal | float]:
-    """The arguments of a call, if they are tensors and numbers and nothing else."""
-    options = [k for k, v in node.arguments.kwargs.items() if v is not None and v is not False]
-    if options:
-        raise NoRule(f"is called with {sorted(options)}")
+def _call(node: Any, inputs: list[Signal]) -> Call:
+    """The call of a node, with signals in the place of its tensors; masks are left out.
+
+    Which steps of a sequence count has nothing to do with channels.
+    """
     signals = iter(inputs)
-    given: list[Signal | float] = []
-    for value in keras.tree.flatten(node.arguments.args):
+
+    def signal_of(value: Any) -> Any:
         if isinstance(value, keras.KerasTensor):
-            given.append(next(signals))
-        elif isinstance(value, (int, float)) and not isinstance(node.operation, keras.Layer):
-            given.append(float(value))
-        else:
-            raise NoRule("is called with more than tensors")
-    return given
+            return next(signals)
+        if keras.ops.is_tensor(value) or isinstance(value, (keras.Variable, np.ndarray)):
+            one = int(np.prod(value.shape)) == 1
+            number = float(keras.ops.convert_to_numpy(value).reshape(-1)[0]) if one else 0.0
+            return number if one else Signal.unknown(tuple(value.shape), "it is a constant")
+        return value
+
+    filled = (node.arguments.args, node.arguments.kwargs)
+    args, kwargs = keras.tree.map_structure(signal_of, filled)
+    options = {k: v for k, v in kwargs.items() if k != "mask" and v is not None and v is not False}
+    return Call(node.operation, tuple(args), options, [tuple(t.shape) for t in node.output_tensors])
 
 
-def _nested(
-    graph: ChannelGraph, function: Any, inputs: list[Signal], arguments: list[Signal | float]
-) -> list[Signal]:
+def _nested(graph: ChannelGraph, function: Any, inputs: list[Signal], call: Call) -> list[Signal]:
     """Goes through a model that is used as a layer."""
     by_name = isinstance(getattr(function, "_inputs_struct", None), dict)
     ranks = [len(s.shape) for s in inputs]
-    if by_name or len(arguments) != len(inputs) or ranks != [len(t.shape) for t in function.inputs]:
+    if call.options:
+        raise NoRule(f"is called with {sorted(call.options)}")
+    if (
+        by_name
+        or len(inputs) != len(call.inputs)
+        or ranks != [len(t.shape) for t in function.inputs]
+    ):
         raise NoRule("takes its inputs by name or in another shape")
     for tensor, signal in zip(function.inputs, inputs, strict=True):
         input_layer = tensor._keras_history[0]
         graph.resize(input_layer, ("batch_shape", signal.axis), signal.ids)
-    return _trace(graph, function, inputs)
+    return _follow(graph, function, inputs)
+
+
+def _time_distributed(graph: ChannelGraph, node: Any, call: Call) -> list[Signal]:
+    """A layer at every step: as without the axis of the steps."""
+    x, tensor = call.input, node.input_tensors[0]
+    if x.axis == 1:
+        raise NoRule("goes along its channels")
+    layer, (out,) = node.operation.layer, node.output_tensors
+    step = keras.KerasTensor((tensor.shape[0], *tensor.shape[2:]), tensor.dtype)
+    sent = keras.KerasTensor((out.shape[0], *out.shape[2:]), out.dtype)
+    arguments = SimpleNamespace(args=(step,), kwargs={})
+    inner = SimpleNamespace(
+        operation=layer, arguments=arguments, input_tensors=[step], output_tensors=[sent]
+    )
+    (signal,) = _apply(graph, inner, [x.reshaped(tuple(step.shape), x.axis - 1)])
+    if layer in graph.refused:
+        raise NoRule(f"holds what cannot be followed: {graph.refused[layer]}")
+    return [signal.reshaped(call.output_shape, signal.axis + 1)]
+
+
+def _looked_into(graph: ChannelGraph, node: Any, inputs: list[Signal], why: NoRule) -> list[Signal]:
+    """Goes through the calls that a layer without a rule makes."""
+    layer, arguments = node.operation, node.arguments
+    if not isinstance(layer, keras.Layer) or arguments.kwargs.get("training"):
+        raise why
+    signals = {id(t): signal for t, signal in zip(node.input_tensors, inputs, strict=True)}
+    given: list[Signal] = []
+
+    def symbol(tensor: Any) -> Any:
+        shape = tuple(n or _OPEN_SIZES[min(axis, 1)] for axis, n in enumerate(tensor.shape))
+        given.append(replace(signals[id(tensor)], shape=shape))
+        return keras.KerasTensor(shape, tensor.dtype)
+
+    kwargs = {k: v for k, v in arguments.kwargs.items() if k not in ("mask", "training")}
+    args, kwargs = with_tensors((arguments.args, kwargs), symbol)
+    try:
+        found = inside(layer, args, kwargs)
+    except CannotTrace as error:
+        more = "" if is_of_keras(layer) else f", and cannot be looked into: {error}"
+        raise NoRule(f"{why}{more}") from error
+    if len(found.outputs) != len(node.output_tensors):
+        raise why
+    sent = [
+        replace(signal, shape=tuple(tensor.shape))
+        for tensor, signal in zip(
+            node.output_tensors, _follow(graph, found, given, layer), strict=True
+        )
+    ]
+    graph.opened.setdefault(layer, (node, inputs, sent))
+    return sent

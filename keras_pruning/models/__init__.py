@@ -17,18 +17,28 @@ from keras_pruning.models.copies import (
     without_lora,
 )
 from keras_pruning.models.functional import (
+    CannotTrace,
+    Inside,
     all_layers,
     batch_norms_after,
     functional_graph,
+    inside,
+    inside_model,
+    is_of_keras,
     linear_chain,
     nodes_in_order,
     own_trainable_weights,
     own_weights,
+    sublayers,
+    with_tensors,
 )
 from keras_pruning.models.kernels import KernelLayer, kernel_layers
+from keras_pruning.models.listening import random_inputs, random_like
 from keras_pruning.models.products import LinearMap, linear_maps, sample
 
 __all__ = [
+    "CannotTrace",
+    "Inside",
     "KernelLayer",
     "LinearMap",
     "all_layers",
@@ -46,6 +56,9 @@ __all__ = [
     "count_examples",
     "functional_graph",
     "in_batches",
+    "inside",
+    "inside_model",
+    "is_of_keras",
     "kernel_layers",
     "linear_chain",
     "linear_maps",
@@ -56,6 +69,10 @@ __all__ = [
     "outputs_of",
     "own_trainable_weights",
     "own_weights",
+    "random_inputs",
+    "random_like",
     "sample",
+    "sublayers",
+    "with_tensors",
     "without_lora",
 ]

@@ -1,11 +1,14 @@
 """The layers of a Keras model, and the graph of calls that a functional one shows.
 
 Keras has no public way to walk a functional graph or to list nested layers; the few
-private names this takes (`_flatten_layers`, `_functional`, `_nodes_by_depth`,
-`_trainable_variables`, `_non_trainable_variables`) stay in this module.
+private names this takes (`_flatten_layers`, `_functional`, `_nodes_by_depth`, `_inbound_nodes`,
+`_outbound_nodes`, `_trainable_variables`, `_non_trainable_variables`) stay in this module.
 """
 
-from collections.abc import Iterator
+import contextlib
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import keras
@@ -13,14 +16,19 @@ from keras import layers as kl
 
 __all__ = [
     "all_layers",
+    "CannotTrace",
+    "Inside",
     "batch_norms_after",
     "functional_graph",
+    "inside",
+    "inside_model",
     "is_of_keras",
     "linear_chain",
     "nodes_in_order",
     "own_trainable_weights",
     "own_weights",
     "sublayers",
+    "with_tensors",
 ]
 
 # Layers that treat each unit apart, between a layer and its BatchNormalization.
@@ -71,6 +79,145 @@ def functional_graph(model: keras.Layer) -> Any | None:
         if base.__module__.split(".")[0] == "keras"
     )
     return function if runs_it else None
+
+
+class CannotTrace(Exception):
+    """A layer whose call is no graph of layers and operations; the message says why."""
+
+
+@dataclass(frozen=True)
+class Inside:
+    """What a layer's call is made of: calls of other layers and of operations."""
+
+    inputs: list[Any]  # symbolic tensors, in the order in which they were given
+    weights: list[tuple[Any, keras.Variable]]  # those the layer holds itself, as symbolic tensors
+    sources: list[tuple[Any, keras.Layer, Any]]  # what a layer gives for constants, (args, kwargs)
+    outputs: list[Any]
+    nodes: list[Any]  # the calls, each after those it takes its inputs from
+
+
+def inside(layer: keras.Layer, args: Any, kwargs: dict[str, Any]) -> Inside:
+    """Returns what a layer calls when it is called with symbolic tensors, in prediction.
+
+    Neither the layer nor the tensors are changed.
+
+    Raises:
+        CannotTrace: If its `call` fails on symbolic tensors, or does not use them.
+    """
+    given = [t for t in keras.tree.flatten((args, kwargs)) if isinstance(t, keras.KerasTensor)]
+    own = {name: v for name, v in vars(layer).items() if isinstance(v, keras.Variable)}
+    stand_ins = {name: keras.KerasTensor(tuple(v.shape), v.dtype) for name, v in own.items()}
+    if "training" in inspect.signature(layer.call).parameters:
+        kwargs = kwargs | {"training": False}
+    with _without_new_nodes(layer), _constants_noted(layer) as sources:
+        vars(layer).update(stand_ins)
+        try:
+            outputs = keras.tree.flatten(layer.call(*args, **kwargs))
+            starts = [*given, *stand_ins.values(), *(tensor for tensor, *_ in sources)]
+            function = keras.Function(starts, outputs)
+        except Exception as error:  # of the user's own code, of the backend: of any kind
+            text = (str(error).strip() or "no message").splitlines()[0][:200]
+            raise CannotTrace(f"{type(error).__name__}: {text}") from error
+        finally:
+            vars(layer).update(own)
+    nodes = [node for node in nodes_in_order(function) if node.input_tensors]
+    weights = [(stand_ins[name], variable) for name, variable in own.items()]
+    return Inside(given, weights, sources, list(function.outputs), nodes)
+
+
+@contextlib.contextmanager
+def _without_new_nodes(layer: keras.Layer) -> Iterator[None]:
+    """Takes the calls that are noted meanwhile away from the layers again."""
+    parts = all_layers(layer)
+    before = [(len(part._inbound_nodes), len(part._outbound_nodes)) for part in parts]
+    try:
+        yield
+    finally:
+        for part, (n_inbound, n_outbound) in zip(parts, before, strict=True):
+            del part._inbound_nodes[n_inbound:], part._outbound_nodes[n_outbound:]
+
+
+@contextlib.contextmanager
+def _constants_noted(layer: keras.Layer) -> Iterator[list[tuple[Any, keras.Layer, Any]]]:
+    """Notes meanwhile what layers inside send for constants, which is symbolic then too.
+
+    An embedding of all positions, say, would come out as an array, and its weights be lost.
+    """
+    sources: list[tuple[Any, keras.Layer, Any]] = []
+    parts = [part for part in all_layers(layer)[1:] if part.weights]
+    depth = 0  # of layers that are asked for the shapes they send: they call others with arrays
+
+    def noting(part: keras.Layer) -> None:
+        call, compute_output_spec = part.call, part.compute_output_spec
+
+        def noted_call(*args: Any, **kwargs: Any) -> Any:
+            leaves = keras.tree.flatten((args, kwargs))
+            if depth or any(isinstance(leaf, keras.KerasTensor) for leaf in leaves):
+                return call(*args, **kwargs)
+            sent = call(*args, **kwargs)
+            tensor = keras.KerasTensor(
+                tuple(sent.shape), keras.backend.standardize_dtype(sent.dtype)
+            )
+            sources.append((tensor, part, (args, kwargs)))
+            return tensor
+
+        def noted_spec(*args: Any, **kwargs: Any) -> Any:
+            nonlocal depth
+            depth += 1
+            try:
+                return compute_output_spec(*args, **kwargs)
+            finally:
+                depth -= 1
+
+        vars(part)["call"], vars(part)["compute_output_spec"] = noted_call, noted_spec
+
+    try:
+        for part in parts:
+            noting(part)
+        yield sources
+    finally:
+        for part in parts:
+            vars(part).pop("call", None)
+            vars(part).pop("compute_output_spec", None)
+
+
+def inside_model(model: keras.Model) -> Inside:
+    """Returns what a model without a graph calls, on inputs of the shapes it was built with.
+
+    Raises:
+        CannotTrace: As `inside`; also if it does not know its shapes.
+    """
+    try:
+        return inside(model, *_arguments(model, "float32"))
+    except CannotTrace as why:  # the type of its inputs is not known: token ids perhaps
+        with contextlib.suppress(CannotTrace):
+            return inside(model, *_arguments(model, "int32"))
+        raise why
+
+
+def with_tensors(structure: Any, new: Callable[[Any], Any]) -> Any:
+    """Returns a structure of arguments with other things in the place of symbolic tensors."""
+    return keras.tree.map_structure(
+        lambda leaf: new(leaf) if isinstance(leaf, keras.KerasTensor) else leaf, structure
+    )
+
+
+def _arguments(model: keras.Model, dtype: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Returns symbolic arguments of the shapes that a model without a graph was built with."""
+    config = model.get_build_config() or {}
+    shapes = config.get("shapes_dict") or {"": config.get("input_shape")}
+    if None in shapes.values():
+        raise CannotTrace("it does not know the shape of its inputs")
+
+    def filled(shape: Any) -> Any:
+        if isinstance(shape, dict):
+            return {name: filled(part) for name, part in shape.items()}
+        if any(not isinstance(size, (int, type(None))) for size in shape):
+            return type(shape)(filled(part) for part in shape)
+        return keras.KerasTensor((None, *shape[1:]), dtype)
+
+    named = {name.removesuffix("_shape"): filled(shape) for name, shape in shapes.items()}
+    return ((named.pop(""),) if "" in named else ()), named
 
 
 def nodes_in_order(function: Any) -> Iterator[Any]:

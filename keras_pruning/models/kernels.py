@@ -25,7 +25,8 @@ _CONV_TRANSPOSE = (kl.Conv1DTranspose, kl.Conv2DTranspose, kl.Conv3DTranspose)
 _SEPARABLE = (kl.SeparableConv1D, kl.SeparableConv2D)
 _CONV = (kl.Conv1D, kl.Conv2D, kl.Conv3D, *_CONV_TRANSPOSE, *_SEPARABLE)
 _DEPTHWISE = (kl.DepthwiseConv1D, kl.DepthwiseConv2D)
-_WITH_UNITS = (kl.Dense, *_CONV)
+_GATED = (kl.LSTM, kl.GRU, kl.SimpleRNN)  # one to four gates, a column of each a unit
+_WITH_UNITS = (kl.Dense, *_CONV, kl.EinsumDense, *_GATED)
 _CELLS = (kl.SimpleRNNCell, kl.LSTMCell, kl.GRUCell)  # in a loop of the user's own
 _WITH_KERNELS = (*_WITH_UNITS, *_DEPTHWISE, kl.RNN, *_CELLS, kl.EinsumDense, kl.Embedding)
 _KERNEL_NAMES = {
@@ -36,6 +37,23 @@ _KERNEL_NAMES = {
     "reverse_embeddings",
 }
 _NO_KERNEL_NAMES = ("bias", "alpha", "beta", "gamma")  # they shift or scale, at any rank
+
+
+def _values(variable: keras.Variable) -> npt.NDArray[Any]:
+    return keras.ops.convert_to_numpy(variable)
+
+
+def _einsum_axes(layer: Any) -> list[str]:
+    """The axes of an EinsumDense's input, kernel and output, without an ellipsis."""
+    return layer.equation.replace(" ", "").replace(".", "").replace("->", ",").split(",")
+
+
+def _made_axes(layer: Any) -> list[str]:
+    """The axes that an EinsumDense makes, the units along the first; none if it sums over none."""
+    inputs, kernel, outputs = _einsum_axes(layer)
+    sums = any(axis in kernel and axis not in outputs for axis in inputs)
+    shared = any(axis in kernel and axis in outputs for axis in inputs)
+    return [a for a in outputs if a in kernel and a not in inputs] if sums and not shared else []
 
 
 @dataclass(frozen=True)
@@ -79,7 +97,9 @@ class KernelLayer:
 
     @property
     def has_units(self) -> bool:
-        """Whether whole units of it can be pruned: Dense and convolutions."""
+        """Whether whole units of it can be pruned: Dense, EinsumDense, convolutions, recurrent."""
+        if isinstance(self.layer, kl.EinsumDense):
+            return bool(_made_axes(self.layer))
         return isinstance(self.layer, _WITH_UNITS) and not self.is_depthwise
 
     @property
@@ -89,8 +109,57 @@ class KernelLayer:
 
     @property
     def unit_axis(self) -> int:
-        """The axis of `unit_kernel` that counts the units."""
+        """The axis of `unit_kernel` that counts the units, or all gates of them."""
+        if isinstance(self.layer, kl.EinsumDense) and (made := _made_axes(self.layer)):
+            _, kernel, _ = _einsum_axes(self.layer)
+            return kernel.index(made[0]) - len(kernel)
         return -2 if isinstance(self.layer, _CONV_TRANSPOSE) else -1
+
+    @property
+    def unit_slices(self) -> list[tuple[keras.Variable, int, int]]:
+        """Where the units are: of each kernel, and the bias last, the axis and how many gates.
+
+        A unit of a recurrent layer has a column in each gate, one gate behind the other.
+        """
+        gates, of_bias, bias = self._gates, -1, self.bias
+        if isinstance(self.layer, kl.EinsumDense) and bias is not None:
+            of_bias = -len(bias.shape)  # it begins with the first axis that is made, if it has it
+            bias = bias if _made_axes(self.layer)[0] in self.layer.bias_axes else None
+        kernels = self.kernels if isinstance(self.layer, _GATED) else self.kernels[:1]
+        slices = [(kernel, self.unit_axis, gates) for kernel in kernels]
+        return slices if bias is None else [*slices, (bias, of_bias, gates)]
+
+    @property
+    def n_units(self) -> int:
+        """How many units it has."""
+        return int(self.unit_kernel.shape[self.unit_axis]) // self._gates
+
+    @property
+    def _gates(self) -> int:
+        recurrent = isinstance(self.layer, _GATED)
+        return self.unit_kernel.shape[-1] // self.layer.units if recurrent else 1
+
+    def unit_columns(self, read: Callable[[keras.Variable], Any] = _values) -> npt.NDArray[Any]:
+        """All weights of each unit but its bias, shape `(..., units)`."""
+        columns = [
+            np.moveaxis(read(variable), axis, -1)
+            for variable, axis, _ in self.unit_slices
+            if variable is not self.bias
+        ]
+        if not isinstance(self.layer, _GATED):
+            return columns[0]
+        return np.concatenate([column.reshape(-1, self.layer.units) for column in columns])
+
+    def spread(self, flags: Any, variable: keras.Variable) -> Any:
+        """Flags of the units, `(units,)`, in a shape that fits a variable of `unit_slices`.
+
+        Other variables are taken to have an entry a unit.
+        """
+        found = [(axis, gates) for v, axis, gates in self.unit_slices if v is variable]
+        axis, gates = found[0] if found else (-1, 1)
+        numbers = keras.ops if keras.ops.is_tensor(flags) else np
+        flags = numbers.tile(flags, gates) if gates > 1 else flags
+        return numbers.reshape(flags, (-1, *[1] * (-1 - axis))) if axis < -1 else flags
 
     def values(self, kernel: keras.Variable) -> npt.NDArray[Any]:
         """A kernel's weights; int4 packs two into a number, which the layer unpacks."""
@@ -99,15 +168,13 @@ class KernelLayer:
             return keras.ops.convert_to_numpy(getattr(self.layer, name))
         return keras.ops.convert_to_numpy(kernel)
 
-    def alive_units(self, kernel: npt.NDArray[Any] | None = None) -> npt.NDArray[np.bool_]:
+    def alive_units(self, read: Callable[[keras.Variable], Any] = _values) -> npt.NDArray[np.bool_]:
         """Which units have a weight that is not zero, shape `(units,)`.
 
         Args:
-            kernel: Values to look at instead of those of `unit_kernel`.
+            read: Returns a variable's values, if they are to be others than the model's.
         """
-        if kernel is None:
-            kernel = keras.ops.convert_to_numpy(self.unit_kernel)
-        columns = np.moveaxis(kernel, self.unit_axis, -1)
+        columns = self.unit_columns(read)
         return (columns != 0).any(axis=tuple(range(columns.ndim - 1)))
 
     @property

@@ -24,6 +24,8 @@ __all__ = [
     "example_of_call",
     "example_of_model",
     "listen",
+    "random_inputs",
+    "random_like",
     "states_kept",
 ]
 
@@ -94,11 +96,7 @@ def _innermost(layers: Sequence[keras.Layer]) -> list[keras.Layer]:
 def example_of_call(node: Any) -> Example:
     """Returns arguments like those of a call in a functional graph."""
     return keras.tree.map_structure(
-        lambda leaf: (
-            _random(leaf.shape, keras.backend.standardize_dtype(leaf.dtype))
-            if isinstance(leaf, keras.KerasTensor)
-            else leaf
-        ),
+        lambda leaf: random_like(leaf) if isinstance(leaf, keras.KerasTensor) else leaf,
         (tuple(node.arguments.args), dict(node.arguments.kwargs)),
     )
 
@@ -283,6 +281,17 @@ def _disturbed(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
     scale = 1 + np.abs(values.astype(np.float32)).max(initial=0)
     moved = values + scale * signs * rng.uniform(0.5, 1.5, values.shape)
     return moved.astype(values.dtype)
+
+
+def random_inputs(model: keras.Model) -> Any:
+    """Returns two examples for a functional model, or of one that takes one tensor."""
+    arrays = [random_like(tensor) for tensor in model.inputs]
+    return arrays if len(arrays) > 1 else arrays[0]
+
+
+def random_like(tensor: Any) -> npt.NDArray[Any]:
+    """Returns numbers for a symbolic tensor: floats in [0, 1), or 0 and 1."""
+    return _random(tensor.shape, keras.backend.standardize_dtype(tensor.dtype))
 
 
 def _filled(shape: Any, dtype: str, n_examples: int | None) -> Any:

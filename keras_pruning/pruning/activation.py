@@ -122,16 +122,20 @@ def _unit_scores(
             'Take score="magnitude", or build it with keras.Input and keras.Model.'
         )
     units, inputs = readers
-    all_ids = [*units.values(), *inputs.values()]
+    all_ids = [*units.values(), *(ids for ids, _ in inputs.values())]
     squares = np.zeros(1 + max((int(ids.max(initial=0)) for ids in all_ids), default=0))
-    for layer, ids in inputs.items():
+    for layer, (ids, axis) in inputs.items():
         if layer in heard:
-            part, of_features = linear_maps(layer)[-1], heard[layer][-1][0]
-            read = of_features * np.square(part.matrix[0], dtype=np.float64).sum(axis=1)
-            np.add.at(squares, ids, read.reshape(-1, len(ids)).sum(axis=0))  # (window, channels)
+            part, of_features = linear_maps(layer)[-1], heard[layer][-1]
+            read = part.to_kernel(np.square(part.matrix) * of_features[..., None])
+            channels = np.moveaxis(read, axis, 0).reshape(len(ids), -1)
+            np.add.at(squares, ids, channels.sum(axis=1, dtype=np.float64))
+        else:
+            squares[ids] = np.nan
     can_go = unit_groups(model, entries) or {}  # of others, something unseen may read the units
     return {
         entry.name: np.sqrt(squares[units[entry.layer]])
         for entry in entries
         if entry.layer in units and entry.has_units and can_go[entry.name].can_go.any()
+        if not np.isnan(squares[units[entry.layer]]).any()
     }

@@ -429,13 +429,11 @@ def _under_unit_masks(model: keras.Model, masks: UnitMasks) -> Iterator[Masked]:
     entries = kernel_layers(model)
     for place, mask in masks.items():
         entry = entries[place]
-        # (units,) -> (units, 1) where the units are the last axis but one
-        yield entry.unit_kernel, mask.reshape(-1, *[1] * (-1 - entry.unit_axis))
+        yield from ((v, entry.spread(mask, v)) for v, *_ in entry.unit_slices)
         # Without a scale the moving mean of a normalization would still speak for the unit.
-        vectors = [entry.bias]
         for norm in batch_norms_after(model, entry.layer):
-            vectors += [norm.gamma, norm.beta, norm.moving_mean]
-        yield from ((vector, mask) for vector in vectors if vector is not None)
+            vectors = (norm.gamma, norm.beta, norm.moving_mean)
+            yield from ((vector, mask) for vector in vectors if vector is not None)
 
 
 def _zero_in_place(variable: keras.Variable, mask: BoolArray) -> None:

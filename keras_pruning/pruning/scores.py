@@ -114,6 +114,7 @@ def scores_in_pattern(
 def _input_axis(entry: KernelLayer, variable: keras.Variable) -> int:
     """The axis of a kernel over which its layer sums."""
     sums = entry.has_units or isinstance(entry.layer, keras.layers.RNN)
+    sums = sums and not isinstance(entry.layer, keras.layers.EinsumDense)  # over any axes
     if not sums:
         raise ValueError(
             f"The {variable.name} of layer '{entry.name}' ({type(entry.layer).__name__}) has no "
@@ -141,7 +142,7 @@ def unit_scores(
     entry: KernelLayer, score: Score, order: float, rng: np.random.Generator, read: Read
 ) -> npt.NDArray[Any]:
     """Returns a score for each unit, shape `(units,)`, lowest where it is pruned already."""
-    kernel = np.moveaxis(_kernel_array(entry, entry.unit_kernel, read), entry.unit_axis, -1)
+    kernel = entry.unit_columns(lambda variable: _kernel_array(entry, variable, read))
     norms = unit_norms(kernel, order=order)
     if score == "magnitude":
         return norms

@@ -161,7 +161,7 @@ def unit_groups(model: keras.Model, entries: list[KernelLayer]) -> dict[str, Uni
     free = max((int(groups.max(initial=0)) for groups in by_layer.values()), default=0) + 1
     for entry in (e for e in entries if e.has_units):
         if entry.layer not in by_layer:
-            count = entry.unit_kernel.shape[entry.unit_axis]
+            count = entry.n_units
             alone = np.arange(free, free + count)
             free += count
             reason = "it is inside a layer that shows no graph"

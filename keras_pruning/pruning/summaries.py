@@ -61,7 +61,7 @@ def pruned_share(
     flags = []
     if method == "units":
         for one in chosen:
-            alive = one.entry.alive_units(read(one.entry.unit_kernel))
+            alive = one.entry.alive_units(read)
             if layers is None and one.units is not None:
                 alive = alive[one.units.can_go]
             flags.append(alive)
@@ -79,7 +79,7 @@ def _row(entry: KernelLayer, groups: dict[str, UnitGroups] | None) -> dict[str, 
     units: int | None = None
     zero_units: int | None = None
     if entry.has_units:
-        alive = entry.alive_units(arrays[0])
+        alive = entry.alive_units(entry.values)
         units, zero_units = alive.size, alive.size - int(np.count_nonzero(alive))
     is_output = entry.output_if_known
     return {

@@ -121,9 +121,13 @@ def _gradients(model: keras.Model, x: Any, y: Any, batch_size: int) -> dict[int,
 
 
 def _unit_scores(entry: KernelLayer, terms: Any) -> FloatArray:
-    columns = np.moveaxis(terms(entry.unit_kernel), entry.unit_axis, -1)
+    columns = entry.unit_columns(terms)
     scores = columns.reshape(-1, columns.shape[-1]).sum(axis=0)
-    return np.abs(scores if entry.bias is None else scores + terms(entry.bias))
+    bias, axis, gates = entry.unit_slices[-1]
+    if bias is entry.bias:
+        values = np.moveaxis(terms(bias), axis, -1)  # all of a unit's entries
+        scores = scores + values.reshape(-1, values.shape[-1] // gates).sum(axis=0)
+    return np.abs(scores)
 
 
 def _as_numpy(variable: keras.Variable) -> FloatArray:

@@ -10,6 +10,7 @@ a bit a weight, is compared at the end.
 """
 
 import contextlib
+import functools
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -213,7 +214,7 @@ def pruned_in(entry: KernelLayer, vectors: list[keras.Variable]) -> Iterator[npt
     if vectors:
         gone = ~entry.alive_units()
         for vector in vectors:
-            yield gone & (ops.convert_to_numpy(vector) == 0)
+            yield entry.spread(gone, vector) & (ops.convert_to_numpy(vector) == 0)
 
 
 def put_zeros(variable: keras.Variable, where: npt.NDArray[np.bool_]) -> None:
@@ -414,7 +415,8 @@ def _unit_vectors(model: keras.Model, entry: KernelLayer) -> list[keras.Variable
     if not entry.has_units or entry.output_if_known is not False:
         return []
     norms = batch_norms_after(model, entry.layer)
-    vectors = [entry.bias, *(v for norm in norms for v in (norm.gamma, norm.beta))]
+    biases = [v for v, *_ in entry.unit_slices if v is entry.bias]
+    vectors = [*biases, *(v for norm in norms for v in (norm.gamma, norm.beta))]
     return [v for v in vectors if v is not None and v.trainable]
 
 
@@ -431,11 +433,14 @@ def _masks_to_keep(layers: list[HeldLayer], updated: Iterable[keras.Variable]) -
         nonzero = [ops.not_equal(vector, 0) for vector in vectors]
         # A pass over the kernel, of no use where no vector has a zero, as soon after the start.
         has_weights = ops.cond(
-            ops.all(ops.stack(nonzero)),
-            lambda nonzero=nonzero: ops.ones_like(nonzero[0]),
+            ops.all(ops.stack([ops.all(own) for own in nonzero])),
+            lambda entry=entry: ops.ones((entry.n_units,), "bool"),
             lambda entry=entry: _has_weights(entry),
         )
-        alive = [ops.logical_or(has_weights, own) for own in nonzero]
+        alive = [
+            ops.logical_or(entry.spread(has_weights, vector), own)
+            for vector, own in zip(vectors, nonzero, strict=True)
+        ]
         kept += [(vector, mask, None) for vector, mask in zip(vectors, alive, strict=True)]
     return kept
 
@@ -455,10 +460,15 @@ def _put_back(kept: list[Kept], averages: Mapping[int, keras.Variable] | None = 
 
 def _has_weights(entry: KernelLayer) -> Any:
     """Which units have a weight that is not zero: boolean, shape `(units,)`."""
-    kernel = ops.convert_to_tensor(entry.unit_kernel)
-    axes = [a for a in range(len(kernel.shape)) if a != len(kernel.shape) + entry.unit_axis]
-    # Five times faster on PyTorch than ops.any(ops.not_equal(kernel, 0), axes).
-    return ops.logical_or(ops.amax(kernel, axes) > 0, ops.amin(kernel, axes) < 0)
+    found = []
+    for variable, axis, gates in entry.unit_slices:
+        if variable is not entry.bias:
+            kernel = ops.convert_to_tensor(variable)
+            axes = [a for a in range(len(kernel.shape)) if a != len(kernel.shape) + axis]
+            # Five times faster on PyTorch than ops.any(ops.not_equal(kernel, 0), axes).
+            alive = ops.logical_or(ops.amax(kernel, axes) > 0, ops.amin(kernel, axes) < 0)
+            found.append(alive if gates == 1 else ops.any(ops.reshape(alive, (gates, -1)), 0))
+    return functools.reduce(ops.logical_or, found)
 
 
 def _zero_unless(alive: Any, variable: keras.Variable) -> Any:

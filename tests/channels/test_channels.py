@@ -187,9 +187,17 @@ def randomize(model, seed):
 
 def zero_units(model, layer, gone):
     """Sets units to zero, with their bias and the BatchNormalization that goes with them."""
+    if isinstance(layer, kl.LSTM):  # a column in each of four gates
+        for variable in layer.weights:
+            variable.assign(numpy(variable) * ~np.tile(gone, 4))
+        return
     kernel = getattr(layer, "kernel", None)
     kernel = layer.pointwise_kernel if kernel is None else kernel
     values = numpy(kernel).copy()
+    if isinstance(layer, kl.EinsumDense) and layer.name != "attention_output":
+        kernel.assign(values * ~gone[:, None])  # (inputs, heads, size)
+        layer.bias.assign(numpy(layer.bias) * ~gone[:, None])
+        return
     if isinstance(layer, (kl.Conv1DTranspose, kl.Conv2DTranspose, kl.Conv3DTranspose)):
         values[..., gone, :] = 0
     else:
@@ -244,19 +252,30 @@ def never(model):
     }
 
 
-def test_only_the_feed_forward_units_of_a_vision_transformer_can_go():
+def test_feed_forward_units_and_heads_of_a_vision_transformer_can_go_and_its_stream_not():
     found = never(vision_transformer())
     free = {name for name, (count, _) in found.items() if count == 0}
-    assert free == {"ffn1", "fc"}
+    assert free == {"ffn1", "fc", "query", "key", "value"}
+    units, _ = prunable_groups(vision_transformer())
+    heads = {layer.name: groups.tolist() for layer, groups in units.items()}
+    assert heads["query"] == heads["key"] == heads["value"]
+    assert len(heads["query"]) == 2
     assert found["patches"][0] == 6
     assert "'n1' (LayerNormalization)" in " ".join(found["patches"][1])
     assert found["head"] == (3, {"it is the model's output"})
 
 
-def test_before_a_recurrent_layer_no_unit_can_go():
-    found = never(recurrent())
-    assert (found["a"][0], found["b"][0], found["c"][0]) == (0, 4, 0)
-    assert "'lstm' (LSTM)" in " ".join(found["b"][1])
+def test_before_a_recurrent_layer_and_in_it_units_can_go():
+    assert {name: count for name, (count, _) in never(recurrent()).items()} == {
+        "a": 0, "b": 0, "lstm": 0, "c": 0, "head": 2,
+    }  # fmt: skip
+
+
+def test_before_a_recurrent_layer_that_remembers_no_unit_can_go():
+    inputs = keras.Input(batch_shape=(2, 5, 3))
+    x = kl.LSTM(4, name="lstm", stateful=True)(kl.Dense(4, name="a")(inputs))
+    count, reasons = never(keras.Model(inputs, kl.Dense(2)(x)))["a"]
+    assert (count, reasons) == (4, {"'lstm' (LSTM) is stateful"})
 
 
 def test_which_units_can_go_does_not_hang_on_the_kernels_values():
@@ -271,15 +290,25 @@ def test_which_units_can_go_does_not_hang_on_the_kernels_values():
         np.testing.assert_array_equal(groups, after[0][layer])
 
 
-def test_a_model_without_a_graph_says_nothing():
-    class Own(keras.Model):
-        def __init__(self):
-            super().__init__()
-            self.dense = kl.Dense(2)
+class Own(keras.Model):
+    def __init__(self, looks):
+        super().__init__()
+        self.hidden, self.dense, self.looks = kl.Dense(4), kl.Dense(2), looks
 
-        def call(self, x):
-            return self.dense(x)
+    def call(self, x):
+        x = self.hidden(x)
+        if self.looks and keras.ops.convert_to_numpy(x).sum() > 0:
+            x = 2 * x
+        return self.dense(x)
 
-    model = Own()
+
+def test_a_model_without_a_graph_is_looked_into():
+    model = Own(looks=False)
+    model(np.ones((1, 3)))
+    assert [count for count, _ in never(model).values()] == [0, 2]
+
+
+def test_a_model_whose_call_looks_at_numbers_says_nothing():
+    model = Own(looks=True)
     model(np.ones((1, 3)))
     assert prunable_groups(model) is None

@@ -1,0 +1,200 @@
+"""Rules for products along named axes, of which attention is made: heads are channels.
+
+What an `EinsumDense` makes along the first of its new axes are its units: in a projection to
+heads, `(batch, time, heads, size)`, the heads. Attention treats each of them apart.
+"""
+
+import string
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from keras import layers as kl
+
+from keras_pruning.channels.graph import Call, ChannelGraph, FloatArray, NoRule, Signal
+from keras_pruning.channels.rules import as_array, is_elementwise, product, sums, through
+from keras_pruning.models import sublayers
+
+__all__ = ["attention", "dot_product_attention", "einsum", "einsum_dense", "matmul"]
+
+_HEADS = 2  # the axis of (batch, time, heads, size) that counts them
+_WITH_MASKS = {"mask", "query_mask", "value_mask", "key_mask", "attention_mask", "use_causal_mask"}
+
+
+def einsum_dense(graph: ChannelGraph, call: Call) -> Signal:
+    """Sums over channels, treats them apart, or lets them pass on an axis it does not know."""
+    return _einsum_dense(graph, call.operation, call.inputs[0], call.output_shape)
+
+
+def _einsum_dense(
+    graph: ChannelGraph, layer: Any, x: Signal, output_shape: tuple[int | None, ...]
+) -> Signal:
+    inputs, kernel, outputs = _axes(layer.equation, [len(x.shape), None, len(output_shape)])
+    axis = inputs[x.axis] if x.axis else ""
+    if axis and axis not in kernel and axis in outputs:
+        sent = x.carrying(np.where(x.values == 0, 0.0, np.nan))
+        sent = sent.reshaped(output_shape, outputs.index(axis))
+        return _behind_bias(graph, layer, sent)
+    if axis in kernel and axis in outputs:  # a product for each channel
+        graph.cut(layer, "kernel", kernel.index(axis), x.ids)
+        _cut_bias(graph, layer, axis, x)
+        graph.resize(layer, ("output_shape", outputs.index(axis) - len(outputs)), x.ids)
+        sent = x.carrying(np.where(x.values == 0, 0.0, np.nan))
+        return _behind_bias(graph, layer, sent.reshaped(output_shape, outputs.index(axis)))
+    summed = [a for a in inputs if a in kernel and a not in outputs]
+    made = [a for a in outputs if a in kernel and a not in inputs]
+    if not summed or not made or any(a in outputs for a in inputs if a in kernel):
+        raise NoRule(f"computes {layer.equation!r}")
+    axis = axis if axis in summed else summed[0]
+    x = graph.on_axis(x, inputs.index(axis), layer, "sums over another axis")
+    graph.cut(layer, "kernel", kernel.index(axis), x.ids)
+    # A constant that is no zero would need a bias of each place of the output.
+    known = x.values if [*(layer.bias_axes or "")] == made else np.where(x.values == 0, 0.0, np.nan)
+    others = [a for a in kernel if a not in (axis, *made)]
+    stored = as_array(layer.kernel)
+    order = [kernel.index(a) for a in (*others, axis, *made)]
+    sizes = [stored.shape[kernel.index(a)] for a in made]
+    if graph.what_if is not None:
+        graph.absorb(layer, x.ids, known, np.ones((1, len(x.ids), 1)))
+        values = np.zeros(sizes)
+    else:
+        matrix = stored.transpose(order).reshape(-1, len(x.ids), int(np.prod(sizes)))
+        graph.absorb(layer, x.ids, known, matrix)
+        values = sums(matrix, known).reshape(sizes)
+        if layer.bias is not None:
+            bias = as_array(layer.bias)
+            values = values + bias.reshape(sizes) if bias.size == values.size else values + np.nan
+    ids = graph.make_units(layer, graph.new(sizes[0]))
+    graph.cut(layer, "kernel", kernel.index(made[0]), ids)
+    sent = Signal(output_shape, outputs.index(made[0]), ids, np.zeros(sizes[0]))
+    _cut_bias(graph, layer, made[0], sent)
+    graph.resize(layer, ("output_shape", outputs.index(made[0]) - len(outputs)), ids)
+    rows = values.reshape(sizes[0], -1)
+    same = np.where((rows == rows[:, :1]).all(axis=1), rows[:, 0], np.nan)
+    return _activated(graph, layer, sent.carrying(same))
+
+
+def _cut_bias(graph: ChannelGraph, layer: Any, axis: str, signal: Signal) -> None:
+    if layer.bias is not None and axis in layer.bias_axes:
+        outputs = layer.equation.split("->")[1].strip(" .")
+        first = min(outputs.index(other) for other in layer.bias_axes)
+        graph.cut(layer, "bias", outputs.index(axis) - first, signal.ids)
+
+
+def _behind_bias(graph: ChannelGraph, layer: Any, sent: Signal) -> Signal:
+    pruned = graph.what_if is not None and layer in graph.units
+    if layer.bias is not None and not pruned and np.any(as_array(layer.bias)):
+        sent = sent.carrying(np.full(len(sent.ids), np.nan))
+    return _activated(graph, layer, sent)
+
+
+def _activated(graph: ChannelGraph, layer: Any, sent: Signal) -> Signal:
+    if is_elementwise(layer.activation):
+        return sent.carrying(through(layer.activation, sent.values))
+    graph.block(sent.ids, f"the activation of '{layer.name}' mixes units or is unknown")
+    return sent.carrying(np.full(len(sent.ids), np.nan))
+
+
+def attention(graph: ChannelGraph, call: Call) -> Signal | list[Signal]:
+    """The heads of a MultiHeadAttention or GroupedQueryAttention.
+
+    A head goes if what it adds to the output is zero, with all of its four projections. Query
+    heads that share a key and a value go together.
+    """
+    layer = call.operation
+    parts = {part.name: part for part in sublayers(layer) if isinstance(part, kl.EinsumDense)}
+    if not {"query", "key", "value", "attention_output"} <= {*parts}:
+        raise NoRule("has other projections than those of Keras's attention")
+    query, value, *key = [x for x in call.inputs if len(x.shape) == len(call.inputs[0].shape)]
+    size = (*query.shape[:-1], None, None)
+    if len(size) != 4:
+        raise NoRule("attends along several axes")
+
+    def projected(name: str, x: Signal) -> Signal:
+        return _einsum_dense(graph, parts[name], x, size)
+
+    queries, values = projected("query", query), projected("value", value)
+    keys = projected("key", key[0] if key else value)
+    heads = _attended(graph, layer, queries, keys, values)
+    if "gate" in parts:
+        gates = projected("gate", query)
+        graph.join(heads.ids, gates.ids)
+        heads = heads.carrying(product([heads.values, gates.values]))
+    return _einsum_dense(graph, parts["attention_output"], heads, call.output_shape)
+
+
+def _attended(
+    graph: ChannelGraph, operation: Any, query: Signal, key: Signal, value: Signal
+) -> Signal:
+    """What attention sends: a head for each of the query, zero where the value is."""
+    graph.join(key.ids, value.ids)
+    shared, rest = divmod(len(query.ids), len(value.ids))
+    if rest or query.axis != _HEADS or value.axis != _HEADS or key.axis != _HEADS:
+        raise NoRule("has heads that cannot be matched")
+    ids, values = np.repeat(value.ids, shared), np.repeat(value.values, shared)
+    graph.join(ids, query.ids)
+    return Signal(query.shape, _HEADS, query.ids, np.where(values == 0, 0.0, np.nan))
+
+
+def dot_product_attention(graph: ChannelGraph, call: Call) -> Signal:
+    """The operation of this name on `(batch, time, heads, size)`."""
+    tensors = [
+        graph.on_axis(x, _HEADS, call.operation, "attends to it head by head")
+        for x in call.inputs[:3]
+    ]
+    for other in call.inputs[3:]:
+        if len(other.shape) == 4 and other.shape[1] != 1:  # a mask or bias for each head
+            graph.block(tensors[0].ids, f"'{call.operation.name}' has a mask for each head")
+    sent = _attended(graph, call.operation, *tensors)
+    return sent.reshaped(call.output_shape, _HEADS)
+
+
+def einsum(graph: ChannelGraph, call: Call) -> Signal:
+    """`keras.ops.einsum`: channels that all operands name pass, others stay."""
+    ranks = [len(x.shape) for x in call.inputs]
+    return _einsum(graph, call, _axes(call.operation.subscripts, [*ranks, len(call.output_shape)]))
+
+
+def matmul(graph: ChannelGraph, call: Call) -> Signal:
+    """`keras.ops.matmul` of two tensors of one rank, matrix by matrix."""
+    first, second = call.inputs
+    rank = len(first.shape)
+    if rank != len(second.shape) or rank < 2 or len(call.inputs) != len(call.arguments):
+        raise NoRule("multiplies matrices of other ranks")
+    batch = string.ascii_lowercase[: rank - 2]
+    return _einsum(graph, call, [f"{batch}xy", f"{batch}yz", f"{batch}xz"])
+
+
+def _einsum(graph: ChannelGraph, call: Call, axes: Sequence[str]) -> Signal:
+    *inputs, outputs = axes
+    followed = [names[x.axis] for names, x in zip(inputs, call.inputs, strict=True) if x.axis]
+    axis = next((a for a in followed if a in outputs), None)
+    if axis is None:
+        raise NoRule("sums over its channels")
+    rows: list[FloatArray] = []
+    ids = np.zeros(0, np.int64)
+    for names, x in zip(inputs, call.inputs, strict=True):
+        if axis not in names:
+            graph.block(x.ids, f"'{call.operation.name}' combines it with other channels")
+            rows.append(np.full(call.output_shape[outputs.index(axis)] or 0, np.nan))
+            continue
+        part = graph.on_axis(x, names.index(axis), call.operation, "combines it with other units")
+        if ids.size and len(ids) != len(part.ids):
+            raise NoRule("spreads one channel over others")
+        if ids.size:
+            graph.join(ids, part.ids)
+        ids = ids if ids.size else part.ids
+        rows.append(part.values)
+    rows = [row if len(row) == len(ids) else np.full(len(ids), np.nan) for row in rows]
+    values: FloatArray = np.where(product(rows) == 0, 0.0, np.nan)
+    return Signal(call.output_shape, outputs.index(axis), ids, values)
+
+
+def _axes(equation: str, ranks: Sequence[int | None]) -> list[str]:
+    """The axes of each tensor of an equation, a letter each, an ellipsis spelt out."""
+    parts = equation.replace(" ", "").replace("->", ",").split(",")
+    free = [a for a in string.ascii_uppercase if a not in equation]
+    return [
+        part.replace("...", "".join(free[: (rank or 0) - len(part) + 3])) if "..." in part else part
+        for part, rank in zip(parts, ranks, strict=True)
+    ]

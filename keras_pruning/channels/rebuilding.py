@@ -1,0 +1,332 @@
+"""Layers that were looked into, made anew with fewer channels: by their own configuration.
+
+Where that cannot say the new sizes, what such a layer calls takes its place.
+"""
+
+import copy
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+import numpy as np
+import numpy.typing as npt
+from keras import layers as kl
+
+from keras_pruning.channels.graph import BoolArray, ChannelGraph, FloatArray, Signal
+from keras_pruning.models import (
+    CannotTrace,
+    Inside,
+    all_layers,
+    as_floats,
+    copy_state,
+    functional_graph,
+    inside,
+    inside_model,
+    model_config,
+    model_from_config,
+    nodes_in_order,
+    random_like,
+    with_tensors,
+)
+
+__all__ = ["alike", "fill_resized", "resized", "unrolled"]
+
+Array = npt.NDArray[Any]
+
+_MOST_TRIES = 64
+_Path = tuple[Any, ...]  # the keys to an entry of a nested configuration
+
+
+def resized(
+    model: keras.Layer,
+    layer: keras.Layer,
+    entry: dict[str, Any],
+    graph: ChannelGraph,
+    removed: BoolArray,
+) -> dict[str, Any] | None:
+    """Returns the configuration of a layer that was looked into, with the new sizes.
+
+    Which entries count what, nobody says. Those are tried that are a size that has changed, or
+    twice one; what is built of the right ones has weights of the right shapes, and sends what
+    the layer sends.
+
+    Args:
+        model: The model that holds it.
+        layer: A layer of `graph.opened`.
+        entry: Its serialised form.
+        graph: The channels.
+        removed: Which ids go.
+
+    Returns:
+        `None` if there is no such configuration.
+    """
+    sizes, shapes = _new_shapes(layer, graph, removed)
+    if any(part.bias is None for part, _ in _additions(layer, graph, removed)):
+        return None
+    entry = {k: v for k, v in entry.items() if k not in ("build_config", "inbound_nodes")}
+    for changes in _changes(entry["config"], sizes):
+        config = _changed(entry["config"], changes)
+        try:
+            # A copy: wrappers take their configuration apart.
+            new = model_from_config(model, copy.deepcopy(entry | {"config": config}))
+            if _sends_the_same(layer, new, shapes, graph, removed):
+                return config
+        except Exception:  # noqa: S112  of the user's own code, of the backend: of any kind
+            continue
+    return None
+
+
+def _sends_the_same(
+    layer: keras.Layer,
+    new: keras.Layer,
+    shapes: list[tuple[int, ...]],
+    graph: ChannelGraph,
+    removed: BoolArray,
+) -> bool:
+    """Whether a layer, given what is left of the weights, sends what is left of the outputs."""
+    node, inputs, outputs = graph.opened[layer]
+    signals = {id(t): signal for t, signal in zip(node.input_tensors, inputs, strict=True)}
+    given = {id(t): random_like(t) for t in node.input_tensors}
+    for tensor in node.input_tensors:  # what goes is constant, or read by nobody
+        signal = signals[id(tensor)]
+        gone: list[int] = np.flatnonzero(removed[signal.ids]).tolist() if signal.axis else []
+        for channel in gone:
+            place = (slice(None),) * signal.axis + (channel,)
+            given[id(tensor)][place] = np.nan_to_num(signal.values[channel])
+
+    def called(which: keras.Layer, cut: Callable[[Array, Signal], Array]) -> list[Array]:
+        args, kwargs = with_tensors(
+            (node.arguments.args, node.arguments.kwargs),
+            lambda t: keras.ops.convert_to_tensor(cut(given[id(t)], signals[id(t)])),
+        )
+        return [as_floats(y) for y in keras.tree.flatten(which(*args, **kwargs))]
+
+    def without(values: Array, signal: Signal) -> Array:
+        return np.compress(~removed[signal.ids], values, signal.axis) if signal.axis else values
+
+    called(new, without)  # builds it
+    if [tuple(w.shape) for w in new.weights] != shapes:
+        return False
+    fill_resized(layer, new, graph, removed)
+    wanted = [without(y, s) for y, s in zip(called(layer, lambda x, _: x), outputs, strict=True)]
+    return alike(called(new, without), wanted)
+
+
+def alike(ours: list[Array], theirs: list[Array]) -> bool:
+    """Whether outputs are the same but for rounding."""
+    return all(
+        a.shape == b.shape and np.abs(a - b).max(initial=0) <= 1e-3 * np.abs(b).max(initial=0)
+        for a, b in zip(ours, theirs, strict=True)
+    )
+
+
+def _new_shapes(
+    layer: keras.Layer, graph: ChannelGraph, removed: BoolArray
+) -> tuple[dict[int, int], list[tuple[int, ...]]]:
+    """Returns which sizes become which, and the new shapes of the layer's weights."""
+    sizes: dict[int, int] = {}
+    shapes = {id(variable): list(variable.shape) for variable in layer.weights}
+    for variable, axis, keep in _cuts(layer, graph, removed):
+        old, new = len(keep), int(keep.sum())
+        shapes[id(variable)][axis] = new
+        if old != new:
+            sizes |= {factor * old: factor * new for factor in (2, 1)}
+    return sizes, [tuple(shapes[id(variable)]) for variable in layer.weights]
+
+
+def _cuts(
+    layer: keras.Layer, graph: ChannelGraph, removed: BoolArray
+) -> Iterator[tuple[keras.Variable, int, BoolArray]]:
+    """Yields the weights inside a layer that lose channels, the axis, and which of it stay."""
+    for part in all_layers(layer):
+        for (name, axis), ids in graph.cuts.get(part, {}).items():
+            yield next(v for v in part.weights if v.name == name), axis, ~removed[ids]
+
+
+def _additions(
+    layer: keras.Layer, graph: ChannelGraph, removed: BoolArray
+) -> Iterator[tuple[Any, FloatArray]]:
+    """Yields the layers inside whose bias takes over what removed channels add, and what."""
+    for part in all_layers(layer):
+        if part in graph.folds and (addition := graph.folds[part].addition(removed)).any():
+            yield part, addition
+
+
+def _changes(config: Any, sizes: dict[int, int]) -> Iterator[dict[_Path, int]]:
+    """Yields which entries to change to what, few of them first."""
+    places = [(path, sizes[size]) for path, size in _numbers(config, ()) if size in sizes]
+    choices = (
+        dict(chosen)
+        for count in range(len(places) + 1)
+        for chosen in itertools.combinations(places, count)
+    )
+    yield from itertools.islice(choices, _MOST_TRIES)
+    yield dict(places)
+
+
+def _numbers(config: Any, path: _Path) -> Iterator[tuple[_Path, int]]:
+    """Yields the whole numbers of a nested configuration, each with the way to it."""
+    if isinstance(config, dict):
+        for key, part in config.items():
+            if key not in ("build_config", "dtype", "seed"):
+                yield from _numbers(part, (*path, key))
+    elif isinstance(config, (list, tuple)):
+        for place, part in enumerate(config):
+            yield from _numbers(part, (*path, place))
+    elif isinstance(config, int) and not isinstance(config, bool):
+        yield path, config
+
+
+def _changed(config: Any, changes: dict[_Path, int], path: _Path = ()) -> Any:
+    """A copy of a nested configuration with other numbers."""
+    if path in changes:
+        return changes[path]
+    if isinstance(config, dict):
+        return {
+            key: _changed(part, changes, (*path, key))
+            for key, part in config.items()
+            if key != "build_config"
+        }
+    if isinstance(config, (list, tuple)):
+        return type(config)(_changed(part, changes, (*path, i)) for i, part in enumerate(config))
+    return config
+
+
+def fill_resized(
+    layer: keras.Layer, target: keras.Layer, graph: ChannelGraph, removed: BoolArray
+) -> None:
+    """Copies what is left of the weights into a layer of the configuration `resized`."""
+    values = {id(v): np.array(keras.ops.convert_to_numpy(v)) for v in layer.weights}
+    for part, addition in _additions(layer, graph, removed):
+        bias = values[id(part.bias)]
+        bias += addition.reshape(bias.shape).astype(bias.dtype)
+    for variable, axis, keep in _cuts(layer, graph, removed):
+        values[id(variable)] = np.compress(keep, values[id(variable)], axis=axis)
+    for variable, new in zip(layer.weights, target.weights, strict=True):
+        new.assign(values[id(variable)])
+    for part, new in zip(all_layers(layer), all_layers(target), strict=True):
+        if new.trainable != part.trainable:
+            new.trainable = part.trainable
+
+
+def unrolled(model: keras.Model, layers: list[keras.Layer]) -> keras.Model:
+    """Returns a functional model with what these layers call in their place.
+
+    A weight that such a layer holds itself becomes an `Embedding` of one row.
+
+    Args:
+        model: A model; if it shows no graph, it is the one layer.
+        layers: Layers of it, at any depth but not one inside another.
+
+    Raises:
+        CannotTrace: If the call of one of them is no graph of layers and operations.
+    """
+    found: Any = functional_graph(model)
+    if found is None:
+        found = inside_model(model)
+    inputs = [
+        keras.Input(batch_shape=t.shape, dtype=t.dtype, name=getattr(t, "name", None))
+        for t in found.inputs
+    ]
+    unroller = _Unroller(model, layers, inputs)
+    try:
+        outputs = unroller.follow(found, inputs, model)
+        several = [tensors if len(tensors) > 1 else tensors[0] for tensors in (inputs, outputs)]
+        return keras.Model(*several, name=model.name)
+    except CannotTrace:
+        raise
+    except Exception as error:  # of the user's own code, of the backend: of any kind
+        raise CannotTrace(f"{type(error).__name__}: {str(error).splitlines()[0]}") from error
+
+
+class _Unroller:
+    """Calls the layers of a model anew, copies of them."""
+
+    def __init__(self, model: keras.Model, layers: list[keras.Layer], inputs: list[Any]) -> None:
+        self._model, self._layers, self._inputs = model, layers, inputs
+        self._copies: dict[int, keras.Layer] = {}
+        self._weights: dict[int, Any] = {}
+        self._names = {t.name for t in inputs}
+
+    def follow(self, found: Any, inputs: list[Any], holder: keras.Layer, prefix: str = "") -> Any:
+        tensors = {id(t): new for t, new in zip(found.inputs, inputs, strict=True)}
+        nodes = found.nodes if isinstance(found, Inside) else list(nodes_in_order(found))
+        used = {id(t) for node in nodes for t in node.input_tensors}
+        if isinstance(found, Inside):
+            weights = {
+                id(tensor): self._weight(variable, prefix)
+                for tensor, variable in found.weights
+                if id(tensor) in used
+            }
+            constants = {
+                id(tensor): self._of_constants(layer, given, prefix)
+                for tensor, layer, given in found.sources
+            }
+            tensors.update(weights | constants)
+        for node in nodes:
+            if node.input_tensors:
+                arguments = (node.arguments.args, node.arguments.kwargs)
+                args, kwargs = with_tensors(arguments, lambda tensor: tensors[id(tensor)])
+                sent = keras.tree.flatten(self._call(node.operation, args, kwargs, prefix))
+                pairs = zip(node.output_tensors, sent, strict=True)
+                tensors.update({id(t): new for t, new in pairs})
+        return [tensors[id(t)] for t in found.outputs]
+
+    def _call(self, operation: Any, args: Any, kwargs: dict[str, Any], prefix: str) -> Any:
+        if not isinstance(operation, keras.Layer):
+            config = {k: v for k, v in operation.get_config().items() if k != "name"}
+            return type(operation)(**config)(*args, **kwargs)
+        given = [t for t in keras.tree.flatten((args, kwargs)) if isinstance(t, keras.KerasTensor)]
+        inner = f"{prefix}{operation.name}_"
+        if any(operation is layer for layer in self._layers):
+            kwargs = {name: value for name, value in kwargs.items() if name != "training"}
+            symbols = with_tensors((args, kwargs), lambda x: keras.KerasTensor(x.shape, x.dtype))
+            return self.follow(inside(operation, *symbols), given, operation, inner)
+        function = functional_graph(operation)
+        held = {id(part) for part in all_layers(operation)}
+        if function is not None and (prefix or any(id(x) in held for x in self._layers)):
+            return self.follow(function, given, operation, inner)
+        return self._copied(operation, prefix, lambda new: new(*args, **kwargs))
+
+    def _copied(self, layer: keras.Layer, prefix: str, call: Any) -> Any:
+        """Calls the copy of a layer, which is made for its first call."""
+        if id(layer) in self._copies:
+            return call(self._copies[id(layer)])
+        new = model_from_config(self._model, model_config(layer))
+        sent = call(new)
+        copy_state(layer, new)
+        new.name = self._unique(prefix + layer.name)
+        self._copies[id(layer)] = new
+        return sent
+
+    def _of_constants(self, layer: keras.Layer, given: Any, prefix: str) -> Any:
+        zero = self._zero()
+        args, kwargs = keras.tree.map_structure(
+            lambda x: (
+                keras.ops.add(keras.ops.cast(zero, x.dtype), x) if keras.ops.is_tensor(x) else x
+            ),
+            given,
+        )
+        return self._copied(layer, prefix, lambda new: new(*args, **kwargs))
+
+    def _weight(self, variable: keras.Variable, prefix: str) -> Any:
+        if id(variable) not in self._weights:
+            values = keras.ops.convert_to_numpy(variable)
+            table = kl.Embedding(1, values.size, name=self._unique(prefix + variable.name))
+            row = table(keras.ops.expand_dims(self._zero(), 0))
+            table.embeddings.assign(values.reshape(1, -1))
+            table.trainable = variable.trainable
+            self._weights[id(variable)] = keras.ops.reshape(row, values.shape)
+        return self._weights[id(variable)]
+
+    def _zero(self) -> Any:
+        """A symbolic 0: what hangs on no input is no part of a functional model."""
+        first = keras.ops.reshape(self._inputs[0], (-1,))[:1]
+        return keras.ops.sum(keras.ops.zeros_like(first, dtype="int32"))
+
+    def _unique(self, name: str) -> str:
+        names = (f"{name}_{number}" if number else name for number in itertools.count())
+        found = next(name for name in names if name not in self._names)
+        self._names.add(found)
+        return found
