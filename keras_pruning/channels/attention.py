@@ -11,7 +11,14 @@ from typing import Any
 import numpy as np
 from keras import layers as kl
 
-from keras_pruning.channels.graph import Call, ChannelGraph, FloatArray, NoRule, Signal
+from keras_pruning.channels.graph import (
+    Call,
+    ChannelGraph,
+    FloatArray,
+    NoRule,
+    OwnWeight,
+    Signal,
+)
 from keras_pruning.channels.rules import as_array, is_elementwise, product, sums, through
 from keras_pruning.models import sublayers
 
@@ -66,6 +73,8 @@ def _einsum_dense(
             values = values + bias.reshape(sizes) if bias.size == values.size else values + np.nan
     ids = graph.make_units(layer, graph.new(sizes[0]))
     graph.cut(layer, "kernel", kernel.index(made[0]), ids)
+    if graph.bound and len(made) > 1:
+        graph.block(ids, graph.bound)
     sent = Signal(output_shape, outputs.index(made[0]), ids, np.zeros(sizes[0]))
     _cut_bias(graph, layer, made[0], sent)
     graph.resize(layer, ("output_shape", outputs.index(made[0]) - len(outputs)), ids)
@@ -105,7 +114,8 @@ def attention(graph: ChannelGraph, call: Call) -> Signal | list[Signal]:
     parts = {part.name: part for part in sublayers(layer) if isinstance(part, kl.EinsumDense)}
     if not {"query", "key", "value", "attention_output"} <= {*parts}:
         raise NoRule("has other projections than those of Keras's attention")
-    query, value, *key = [x for x in call.inputs if len(x.shape) == len(call.inputs[0].shape)]
+    given = call.named
+    query, value = given["query"], given["value"]
     size = (*query.shape[:-1], None, None)
     if len(size) != 4:
         raise NoRule("attends along several axes")
@@ -114,13 +124,20 @@ def attention(graph: ChannelGraph, call: Call) -> Signal | list[Signal]:
         return _einsum_dense(graph, parts[name], x, size)
 
     queries, values = projected("query", query), projected("value", value)
-    keys = projected("key", key[0] if key else value)
+    keys = projected("key", given.get("key", value))
     heads = _attended(graph, layer, queries, keys, values)
     if "gate" in parts:
         gates = projected("gate", query)
         graph.join(heads.ids, gates.ids)
         heads = heads.carrying(product([heads.values, gates.values]))
-    return _einsum_dense(graph, parts["attention_output"], heads, call.output_shape)
+    sent = _einsum_dense(graph, parts["attention_output"], heads, call.output_shape)
+    if layer.get_config().get("output_shape") is None:
+        kind = type(layer).__name__
+        graph.block(sent.ids, f"'{layer.name}' ({kind}) sends as much as it receives")
+    if len(call.output_shapes) == 1:
+        return sent
+    scores = Signal(call.output_shapes[1], 1, heads.ids, np.full(len(heads.ids), np.nan))
+    return [sent, scores]
 
 
 def _attended(
@@ -128,7 +145,7 @@ def _attended(
 ) -> Signal:
     """What attention sends: a head for each of the query, zero where the value is."""
     graph.join(key.ids, value.ids)
-    shared, rest = divmod(len(query.ids), len(value.ids))
+    shared, rest = divmod(len(query.ids), max(len(value.ids), 1))
     if rest or query.axis != _HEADS or value.axis != _HEADS or key.axis != _HEADS:
         raise NoRule("has heads that cannot be matched")
     ids, values = np.repeat(value.ids, shared), np.repeat(value.values, shared)
@@ -152,17 +169,37 @@ def dot_product_attention(graph: ChannelGraph, call: Call) -> Signal:
 def einsum(graph: ChannelGraph, call: Call) -> Signal:
     """`keras.ops.einsum`: channels that all operands name pass, others stay."""
     ranks = [len(x.shape) for x in call.inputs]
-    return _einsum(graph, call, _axes(call.operation.subscripts, [*ranks, len(call.output_shape)]))
+    axes = _axes(call.operation.subscripts, [*ranks, len(call.output_shape)])
+    first, *_, second = call.inputs
+    if second.weight is not None and ranks[1:] == [2]:
+        x, kernel, out = axes
+        if x[:-1] == out[:-1] and kernel == x[-1] + out[-1]:
+            return _by_weight(graph, call, first, second.weight)
+    return _einsum(graph, call, axes)
 
 
 def matmul(graph: ChannelGraph, call: Call) -> Signal:
     """`keras.ops.matmul` of two tensors of one rank, matrix by matrix."""
     first, second = call.inputs
     rank = len(first.shape)
+    if second.weight is not None and len(second.shape) == 2 and rank > 1:
+        return _by_weight(graph, call, first, second.weight)
     if rank != len(second.shape) or rank < 2 or len(call.inputs) != len(call.arguments):
         raise NoRule("multiplies matrices of other ranks")
     batch = string.ascii_lowercase[: rank - 2]
     return _einsum(graph, call, [f"{batch}xy", f"{batch}yz", f"{batch}xz"])
+
+
+def _by_weight(graph: ChannelGraph, call: Call, x: Signal, weight: OwnWeight) -> Signal:
+    """A product with a matrix that a layer of one's own holds: as in a Dense without a bias."""
+    x = graph.on_axis(x, -1, call.operation, "sums over another axis")
+    graph.cut(weight.holder, weight.name, 0, x.ids)
+    known = np.where(x.values == 0, 0.0, np.nan)
+    matrix = as_array(weight.variable)[None]
+    graph.absorb(weight, x.ids, known, matrix if graph.what_if is None else np.ones_like(matrix))
+    ids = graph.cuts[weight.holder][weight.name, 1]
+    values = sums(matrix, known) if graph.what_if is None else np.full(len(ids), np.nan)
+    return Signal(call.output_shape, len(call.output_shape) - 1, ids, values)
 
 
 def _einsum(graph: ChannelGraph, call: Call, axes: Sequence[str]) -> Signal:

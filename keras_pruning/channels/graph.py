@@ -37,6 +37,22 @@ class NoRule(Exception):
 
 
 @dataclass(frozen=True)
+class OwnWeight:
+    """A weight that a layer of one's own holds itself."""
+
+    holder: Any
+    variable: Any
+
+    @property
+    def name(self) -> str:
+        """Its name among those of its holder."""
+        return str(self.variable.name)
+
+    def __hash__(self) -> int:
+        return hash((id(self.holder), id(self.variable)))
+
+
+@dataclass(frozen=True)
 class Signal:
     """What is known of a tensor: which axis counts its channels, their ids and constants."""
 
@@ -45,6 +61,7 @@ class Signal:
     ids: IntArray  # (channels,)
     values: FloatArray  # (channels,): the number the channel always is, NaN if it varies
     lost: str = ""  # why nothing is known
+    weight: OwnWeight | None = None  # that it is, at every input
 
     @staticmethod
     def unknown(shape: Shape, why: str) -> "Signal":
@@ -57,7 +74,8 @@ class Signal:
 
     def carrying(self, values: FloatArray) -> "Signal":
         """The same channels with other constants."""
-        return replace(self, values=np.where(np.isfinite(values), values, np.nan))
+        known = np.where(np.isfinite(values), values, np.nan)
+        return replace(self, values=known, weight=None)
 
 
 @dataclass(frozen=True)
@@ -134,6 +152,7 @@ class ChannelGraph:
     ) -> None:
         self.what_if = what_if
         self.closed = closed or {}  # layers not to look into, and why
+        self.bound = ""  # why heads stay, inside a layer that cannot be rebuilt of what it calls
         # The node, what it receives and what it sends.
         self.opened: dict[keras.Layer, tuple[Any, list[Signal], list[Signal]]] = {}
         self.cuts: dict[keras.Layer, dict[tuple[str, int], IntArray]] = {}
@@ -152,6 +171,8 @@ class ChannelGraph:
 
     def join(self, first: IntArray, second: IntArray) -> None:
         """Notes that channels can only be removed together, pair by pair."""
+        if len(first) != len(second):
+            raise NoRule(f"matches {len(first)} channels with {len(second)}")
         self._joined.append((first, second))
 
     def block(self, ids: IntArray, reason: str) -> None:
@@ -203,7 +224,7 @@ class ChannelGraph:
         return Signal(signal.shape, axis, ids, np.full(size, np.nan))
 
     def absorb(
-        self, layer: keras.Layer, ids: IntArray, values: FloatArray, kernel: npt.NDArray[Any]
+        self, layer: Any, ids: IntArray, values: FloatArray, kernel: npt.NDArray[Any]
     ) -> None:
         """Notes that a layer sums over channels: which of them it can do without.
 

@@ -9,7 +9,17 @@ import numpy as np
 from keras_pruning.channels.graph import Call, ChannelGraph, FloatArray, IntArray, NoRule, Signal
 from keras_pruning.channels.rules import OTHER_AXIS, through
 
-__all__ = ["broadcast", "concatenate", "elementwise", "merge", "moved", "reduced", "split"]
+__all__ = [
+    "broadcast",
+    "concatenate",
+    "elementwise",
+    "merge",
+    "moved",
+    "reduced",
+    "split",
+    "stack",
+    "take",
+]
 
 _OPEN = 2  # stands for a size that is not known
 # Entries of configurations that hold a shape, and whether the batch axis is in it.
@@ -35,6 +45,8 @@ def moved(graph: ChannelGraph, call: Call) -> Signal:
     if places.ndim != len(call.output_shape) or np.unique(places).size < len(x.ids):
         raise NoRule("takes some of its channels")
     axis, channels, values = _channels_of_places(graph, x, places)
+    if call.output_shape[axis] != places.shape[axis]:
+        raise NoRule("makes of its channels and an open size one axis")
     moved_signal = Signal(call.output_shape, axis, x.ids[channels], values)
     for entry, with_batch in _SHAPES.items():
         if isinstance(getattr(operation, entry, None), (tuple, list)):
@@ -54,6 +66,8 @@ def _channels_of_places(
     for axis, found in sorted(rows.items()):  # heads come before their entries
         together = [np.unique(row) for row in found]
         if sum(map(len, together)) == len(x.ids) and len(together) > 1:
+            if graph.bound:
+                graph.block(x.ids, graph.bound)
             first = np.array([row[0] for row in together])
             for row in together:
                 graph.join(np.repeat(x.ids[row[:1]], len(row)), x.ids[row])
@@ -172,6 +186,33 @@ def concatenate(graph: ChannelGraph, call: Call) -> Signal:
     same = np.all([part.values == parts[0].values for part in parts], axis=0)
     values = np.where(same, parts[0].values, np.nan)
     return Signal(call.output_shape, along, parts[0].ids, values)
+
+
+def stack(graph: ChannelGraph, call: Call) -> Signal:
+    """Tensors of the same channels side by side, which are joined."""
+    tensors, new = call.inputs, call.operation.axis % len(call.output_shape)
+    axis = next((x.axis for x in tensors if x.axis), None)
+    if axis is None or len(tensors) != len(call.arguments):
+        raise NoRule("has no input that can be followed")
+    parts = [graph.on_axis(x, axis, call.operation, OTHER_AXIS) for x in tensors]
+    for part in parts[1:]:
+        graph.join(parts[0].ids, part.ids)
+    same = np.all([part.values == parts[0].values for part in parts], axis=0)
+    values = np.where(same, parts[0].values, np.nan)
+    return Signal(call.output_shape, axis + (new <= axis), parts[0].ids, values)
+
+
+def take(graph: ChannelGraph, call: Call) -> Signal:
+    """Entries taken along another axis, as rows of a table."""
+    x, places = (*call.args, None)[:2]
+    axis = call.operation.axis
+    if not isinstance(x, Signal) or not x.axis or axis is None or axis % len(x.shape) == x.axis:
+        raise NoRule("takes some of its channels")
+    if isinstance(places, Signal):
+        graph.block(places.ids, f"'{call.operation.name}' takes them as numbers of rows")
+    more = len(call.output_shape) - len(x.shape)
+    moved_by = more if axis % len(x.shape) < x.axis else 0
+    return x.reshaped(call.output_shape, x.axis + moved_by)
 
 
 def where_rows(rows: list[FloatArray]) -> FloatArray:

@@ -15,12 +15,12 @@ from keras import layers as kl
 
 from keras_pruning.channels.graph import BoolArray, ChannelGraph, FloatArray, Signal
 from keras_pruning.models import (
-    CannotTrace,
     Inside,
     all_layers,
     as_floats,
     copy_state,
     functional_graph,
+    inputs_structure,
     inside,
     inside_model,
     model_config,
@@ -30,12 +30,27 @@ from keras_pruning.models import (
     with_tensors,
 )
 
-__all__ = ["alike", "fill_resized", "resized", "unrolled"]
+__all__ = ["CannotUnroll", "alike", "fill_resized", "is_touched", "resized", "unrolled"]
 
 Array = npt.NDArray[Any]
 
 _MOST_TRIES = 64
 _Path = tuple[Any, ...]  # the keys to an entry of a nested configuration
+
+
+class CannotUnroll(Exception):
+    """A layer whose call cannot take its place; the message says why."""
+
+    def __init__(self, layer: keras.Layer, why: str) -> None:
+        super().__init__(why)
+        self.layer = layer
+
+
+def is_touched(layer: keras.Layer, graph: ChannelGraph, removed: BoolArray) -> bool:
+    """Whether a layer that was looked into receives, holds or sends a channel that goes."""
+    _, inputs, outputs = graph.opened[layer]
+    inside = [ids for part in all_layers(layer) for ids in graph.cuts.get(part, {}).values()]
+    return any(removed[ids].any() for ids in [*inside, *(s.ids for s in [*inputs, *outputs])])
 
 
 def resized(
@@ -206,6 +221,7 @@ def fill_resized(
     for variable, new in zip(layer.weights, target.weights, strict=True):
         new.assign(values[id(variable)])
     for part, new in zip(all_layers(layer), all_layers(target), strict=True):
+        new.name = part.name  # one that its configuration does not tell is lost
         if new.trainable != part.trainable:
             new.trainable = part.trainable
 
@@ -220,24 +236,22 @@ def unrolled(model: keras.Model, layers: list[keras.Layer]) -> keras.Model:
         layers: Layers of it, at any depth but not one inside another.
 
     Raises:
-        CannotTrace: If the call of one of them is no graph of layers and operations.
+        CannotUnroll: If the call of one of them is no graph of layers and operations.
     """
     found: Any = functional_graph(model)
-    if found is None:
+    if found is not None:
+        taken = inputs_structure(found)
+    else:
         found = inside_model(model)
-    inputs = [
-        keras.Input(batch_shape=t.shape, dtype=t.dtype, name=getattr(t, "name", None))
-        for t in found.inputs
-    ]
-    unroller = _Unroller(model, layers, inputs)
-    try:
-        outputs = unroller.follow(found, inputs, model)
-        several = [tensors if len(tensors) > 1 else tensors[0] for tensors in (inputs, outputs)]
-        return keras.Model(*several, name=model.name)
-    except CannotTrace:
-        raise
-    except Exception as error:  # of the user's own code, of the backend: of any kind
-        raise CannotTrace(f"{type(error).__name__}: {str(error).splitlines()[0]}") from error
+        (taken, *more), named = found.arguments
+        if more or named:
+            raise CannotUnroll(model, "it takes several arguments, not one")
+    structure = with_tensors(
+        taken, lambda t: keras.Input(batch_shape=t.shape, dtype=t.dtype, name=t.name)
+    )
+    inputs = keras.tree.flatten(structure)
+    outputs = _Unroller(model, layers, inputs).follow(found, inputs, model)
+    return keras.Model(structure, outputs if len(outputs) > 1 else outputs[0], name=model.name)
 
 
 class _Unroller:
@@ -252,12 +266,9 @@ class _Unroller:
     def follow(self, found: Any, inputs: list[Any], holder: keras.Layer, prefix: str = "") -> Any:
         tensors = {id(t): new for t, new in zip(found.inputs, inputs, strict=True)}
         nodes = found.nodes if isinstance(found, Inside) else list(nodes_in_order(found))
-        used = {id(t) for node in nodes for t in node.input_tensors}
         if isinstance(found, Inside):
             weights = {
-                id(tensor): self._weight(variable, prefix)
-                for tensor, variable in found.weights
-                if id(tensor) in used
+                id(tensor): self._weight(variable, prefix) for tensor, variable in found.weights
             }
             constants = {
                 id(tensor): self._of_constants(layer, given, prefix)
@@ -282,7 +293,13 @@ class _Unroller:
         if any(operation is layer for layer in self._layers):
             kwargs = {name: value for name, value in kwargs.items() if name != "training"}
             symbols = with_tensors((args, kwargs), lambda x: keras.KerasTensor(x.shape, x.dtype))
-            return self.follow(inside(operation, *symbols), given, operation, inner)
+            try:
+                return self.follow(inside(operation, *symbols), given, operation, inner)
+            except CannotUnroll:
+                raise
+            except Exception as error:  # of the user's own code, of the backend: of any kind
+                text = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+                raise CannotUnroll(operation, text) from error
         function = functional_graph(operation)
         held = {id(part) for part in all_layers(operation)}
         if function is not None and (prefix or any(id(x) in held for x in self._layers)):
@@ -322,8 +339,7 @@ class _Unroller:
 
     def _zero(self) -> Any:
         """A symbolic 0: what hangs on no input is no part of a functional model."""
-        first = keras.ops.reshape(self._inputs[0], (-1,))[:1]
-        return keras.ops.sum(keras.ops.zeros_like(first, dtype="int32"))
+        return keras.ops.sum(keras.ops.zeros_like(self._inputs[0], dtype="int32"))
 
     def _unique(self, name: str) -> str:
         names = (f"{name}_{number}" if number else name for number in itertools.count())

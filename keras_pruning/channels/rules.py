@@ -280,7 +280,9 @@ def prelu(graph: ChannelGraph, call: Call) -> Signal:
 
 def normalization(graph: ChannelGraph, call: Call) -> Signal:
     """A layer or operation that makes what is along some axes depend on all of it."""
-    x, axis = call.input, call.operation.axis
+    x, axis = call.inputs[0], call.operation.axis
+    for scale in call.inputs[1:]:
+        graph.block(scale.ids, f"'{call.operation.name}' scales by it")
     axes = [axis] if isinstance(axis, int) else range(len(x.shape)) if axis is None else axis
     if x.axis in [a % len(x.shape) for a in axes]:
         kind = type(call.operation).__name__
@@ -375,8 +377,20 @@ def _pair(sizes: int | tuple[int, ...]) -> tuple[int, ...]:
 
 
 def is_elementwise(activation: Any) -> bool:
-    """Whether an activation is known to go element by element."""
-    return activation is None or type(activation) in _PLAIN or activation in _ACTIVATIONS
+    """Whether an activation goes element by element; one of the user's own is tried."""
+    if activation is None or type(activation) in _PLAIN or activation in _ACTIVATIONS:
+        return True
+    if isinstance(activation, keras.Layer) or not callable(activation):
+        return False
+    x = np.random.default_rng(0).normal(0, 3, (4, 6)).astype("float32")
+    try:
+        rows, entries = (
+            keras.ops.convert_to_numpy(activation(keras.ops.convert_to_tensor(values)))
+            for values in (x, x.reshape(-1, 1))
+        )
+    except Exception:  # of the user's own code, of the backend: of any kind
+        return False
+    return rows.size == x.size and np.allclose(rows.reshape(-1), entries.reshape(-1), atol=1e-6)
 
 
 def through(function: Callable[[Any], Any] | None, values: FloatArray) -> FloatArray:

@@ -14,12 +14,20 @@ import numpy.typing as npt
 import pandas as pd
 
 from keras_pruning.channels.graph import BoolArray, ChannelGraph
-from keras_pruning.channels.rebuilding import alike, fill_resized, resized, unrolled
+from keras_pruning.channels.rebuilding import (
+    CannotUnroll,
+    alike,
+    fill_resized,
+    is_touched,
+    resized,
+    unrolled,
+)
 from keras_pruning.channels.walk import trace_channels
 from keras_pruning.models import (
     CannotTrace,
     all_layers,
     compile_like,
+    copy_for_inference,
     copy_state,
     functional_graph,
     kernel_layers,
@@ -33,7 +41,7 @@ from keras_pruning.models import (
 
 __all__ = ["shrink"]
 
-_DIFFERS = "answers otherwise with fewer units"
+_DIFFERS = "answers otherwise when it is made anew"
 
 
 @overload
@@ -130,17 +138,23 @@ def _traced(model: keras.Model, closed: Mapping[keras.Layer, str]) -> ChannelGra
 
 def _cut(model: keras.Model, graph: ChannelGraph, removed: BoolArray) -> keras.Model:
     """Returns the model without the removed channels."""
+    if not removed.any() and functional_graph(model) is not None:
+        return copy_for_inference(model)
+    config = model_config(model)
+    own = None if _tells_layers(config) else resized(model, model, config, graph, removed)
+    if own is not None:
+        shrunken = model_from_config(model, config | {"config": own})
+        fill_resized(model, shrunken, graph, removed)
+        return shrunken
     if functional_graph(model) is None:
         raise _NotSoSmall([model])
-    if removed.any():
-        config = _config(model)
-        too_large = _edit(config, model, graph, removed)
-        if too_large:
-            raise _NotSoSmall(too_large)
-    else:
-        config = model_config(model)
+    config = _config(model)
+    cut = _Cut(graph, removed)
+    cut.edit(config, model)
+    if cut.too_large:
+        raise _NotSoSmall(cut.too_large)
     shrunken = model_from_config(model, config)
-    _fill(model, shrunken, graph, removed)
+    cut.fill(model, shrunken)
     return shrunken
 
 
@@ -150,15 +164,15 @@ def _opened_up(
     """Returns the model with what these layers are made of in their place, or closes them."""
     try:
         opened = unrolled(model, layers)
-        if not _answers_alike(model, opened):
-            raise CannotTrace("rebuilt of what it calls, it answers otherwise")
-    except CannotTrace as why:
-        if layers == [model]:
-            raise ValueError(
-                f"Model '{model.name}' ({type(model).__name__}) cannot be rebuilt as a functional "
-                f"model: {why}."
-            ) from why
-        closed |= {x: f"cannot be rebuilt with fewer units: {why}" for x in layers}
+        failed = {} if _answers_alike(model, opened) else dict.fromkeys(layers, _DIFFERS)
+    except CannotUnroll as why:
+        failed = {why.layer: f"cannot be rebuilt of what it calls: {why}"}
+    if failed and layers == [model]:
+        raise ValueError(
+            f"Model '{model.name}' ({type(model).__name__}), made functional, {failed[model]}."
+        )
+    if failed:
+        closed |= failed
         return model
     names = [f"{layer.name} ({type(layer).__name__})" for layer in layers]
     warnings.warn(
@@ -215,39 +229,64 @@ def _config(model: keras.Layer) -> dict[str, Any]:
     return plain
 
 
-def _edit(
-    config: dict[str, Any], model: keras.Layer, graph: ChannelGraph, removed: BoolArray
-) -> list[keras.Layer]:
-    """Puts the new sizes into the configuration of a model, nested ones included.
+class _Cut:
+    """The channels that go, taken out of configurations and of weights."""
 
-    Returns the layers whose configurations cannot say them.
-    """
-    too_large: list[keras.Layer] = []
-    config.pop("build_config", None)  # it holds the old shapes
-    entries = config["config"]["layers"]
-    layers = {operation.name: operation for operation in _operations(model)}
-    for place, entry in enumerate(entries):
-        entry.pop("build_config", None)
-        name = entry.get("name") or entry["config"].get("name")
-        # A Sequential names its layers in their own configurations alone, where one may lack it.
-        layer = layers.get(name) if name else _layers(model)[place]
-        if layer is not None and functional_graph(layer) is not None and layer not in graph.refused:
-            if not _tells_layers(entry):
-                entry |= _config(layer)
-            too_large += _edit(entry, layer, graph, removed)
-        if layer in graph.opened and layer not in graph.refused:
-            fitting = resized(model, layer, entry, graph, removed)
-            if fitting is None:
-                too_large.append(layer)
+    def __init__(self, graph: ChannelGraph, removed: BoolArray) -> None:
+        self._graph, self._removed = graph, removed
+        self._resized: set[keras.Layer] = set()  # by their own configurations
+        self.too_large: list[keras.Layer] = []  # whose configurations cannot say the new sizes
+
+    def edit(self, config: dict[str, Any], model: keras.Layer) -> None:
+        """Puts the new sizes into the configuration of a model, nested ones included."""
+        graph, removed = self._graph, self._removed
+        config.pop("build_config", None)  # it holds the old shapes
+        entries = config["config"]["layers"]
+        layers = {operation.name: operation for operation in _operations(model)}
+        for place, entry in enumerate(entries):
+            entry.pop("build_config", None)
+            name = entry.get("name") or entry["config"].get("name")
+            # A Sequential names its layers in their own configurations alone, if at all.
+            layer = layers.get(name) if name else _layers(model)[place]
+            if layer in graph.opened and is_touched(layer, graph, removed):
+                self._edit_opened(entry, layer, model)
+            for key, ids in graph.sizes.get(layer, {}).items():
+                _set_size(entry["config"], key, int(np.count_nonzero(~removed[ids])))
+            if _needs_bias(layer, graph, removed):
+                entry["config"]["use_bias"] = True
+        if "build_input_shape" in config["config"]:
+            config["config"]["build_input_shape"] = entries[0]["config"]["batch_shape"]
+
+    def _edit_opened(self, entry: dict[str, Any], layer: keras.Layer, model: keras.Layer) -> None:
+        if functional_graph(layer) is not None and _tells_layers(entry):
+            self.edit(entry, layer)
+            return
+        fitting = resized(model, layer, entry, self._graph, self._removed)
+        if fitting is not None:
+            entry["config"] = fitting
+            self._resized.add(layer)
+        elif functional_graph(layer) is not None:
+            entry |= _config(layer)
+            self.edit(entry, layer)
+        else:
+            self.too_large.append(layer)
+
+    def fill(self, model: keras.Layer, shrunken: keras.Layer) -> None:
+        """Copies what is left of the weights."""
+        graph, removed = self._graph, self._removed
+        targets = _layers(shrunken)
+        by_name = {target.name: target for target in targets}
+        for layer, target in zip(_layers(model), targets, strict=True):
+            # A custom layer may have lost its name, never its place.
+            target = by_name.get(layer.name, target)
+            if layer in self._resized:
+                fill_resized(layer, target, graph, removed)
+            elif layer in graph.opened and is_touched(layer, graph, removed):
+                self.fill(layer, target)
+            elif layer in graph.cuts and not {layer} & (graph.refused.keys() | graph.opened.keys()):
+                _fill_layer(layer, target, graph, removed)
             else:
-                entry["config"] = fitting
-        for key, ids in graph.sizes.get(layer, {}).items():
-            _set_size(entry["config"], key, int(np.count_nonzero(~removed[ids])))
-        if _needs_bias(layer, graph, removed):
-            entry["config"]["use_bias"] = True
-    if "build_input_shape" in config["config"]:
-        config["config"]["build_input_shape"] = entries[0]["config"]["batch_shape"]
-    return too_large
+                copy_state(layer, target)
 
 
 def _tells_layers(config: dict[str, Any]) -> bool:
@@ -283,25 +322,6 @@ def _set_size(config: dict[str, Any], key: Any, size: int) -> None:
 def _needs_bias(layer: keras.Layer | None, graph: ChannelGraph, removed: BoolArray) -> bool:
     """Whether removed inputs add a constant to a layer that has no bias to hold it."""
     return layer in graph.folds and bool(graph.folds[layer].addition(removed).any())
-
-
-def _fill(
-    model: keras.Layer, shrunken: keras.Layer, graph: ChannelGraph, removed: BoolArray
-) -> None:
-    """Copies what is left of the weights."""
-    targets = _layers(shrunken)
-    by_name = {target.name: target for target in targets}
-    for layer, target in zip(_layers(model), targets, strict=True):
-        # A custom layer may have lost its name, never its place.
-        target = by_name.get(layer.name, target)
-        if layer in graph.opened and layer not in graph.refused:
-            fill_resized(layer, target, graph, removed)
-        elif layer in graph.cuts and layer not in graph.refused:
-            _fill_layer(layer, target, graph, removed)
-        elif functional_graph(layer) is not None and layer not in graph.refused:
-            _fill(layer, target, graph, removed)
-        else:
-            copy_state(layer, target)
 
 
 def _fill_layer(

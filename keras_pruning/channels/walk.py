@@ -13,25 +13,36 @@ import keras
 import numpy as np
 from keras import layers as kl
 
-from keras_pruning.channels.graph import Call, ChannelGraph, IntArray, NoRule, Shape, Signal
+from keras_pruning.channels.graph import (
+    Call,
+    ChannelGraph,
+    IntArray,
+    NoRule,
+    OwnWeight,
+    Shape,
+    Signal,
+)
 from keras_pruning.channels.table import is_composite, rule_of
 from keras_pruning.models import (
     CannotTrace,
     Inside,
+    all_layers,
     batch_norms_after,
+    can_be_made_anew,
     functional_graph,
+    inputs_structure,
     inside,
     inside_model,
     is_of_keras,
     kernel_layers,
     nodes_in_order,
     own_weights,
+    sublayers,
+    with_sizes,
     with_tensors,
 )
 
 __all__ = ["channel_readers", "prunable_groups", "trace_channels"]
-
-_OPEN_SIZES = (2, 32)  # what stands for the batch, and for other sizes that are not known
 
 
 def trace_channels(
@@ -53,9 +64,22 @@ def trace_channels(
     found: Any = functional_graph(model)
     if found is None:
         found = inside_model(model)
+        args, kwargs = found.arguments
+    else:
+        args, kwargs = (inputs_structure(found),), {}
+    models = [part for part in all_layers(model) if functional_graph(part) is not None]
+    parts = [part for holder in models for part in sublayers(holder) if part not in models]
+    stuck = [part for part in parts if not can_be_made_anew(part)]
+    if stuck and not _says_head_size(model):
+        graph.bound = f"Keras cannot make '{stuck[0].name}' anew, to rebuild the model around it"
     inputs = [_fresh(graph, t.shape, "it is the model's input") for t in found.inputs]
-    for signal in _follow(graph, found, inputs, model):
+    outputs = _follow(graph, found, inputs, model)
+    for signal in outputs:
         graph.block(signal.ids, "it is the model's output")
+    node = SimpleNamespace(
+        arguments=SimpleNamespace(args=args, kwargs=kwargs), input_tensors=found.inputs
+    )
+    graph.opened[model] = (node, inputs, outputs)
     return graph
 
 
@@ -152,9 +176,10 @@ def _of_weight(graph: ChannelGraph, holder: Any, variable: keras.Variable) -> Si
     if not shape or shape[-1] == 1 or names.count(variable.name) != 1:
         return Signal.unknown(shape, "it is a weight")
     ids = graph.cut(holder, variable.name, len(shape) - 1, graph.new(shape[-1]))
+    weight = OwnWeight(holder, variable)
     rows = keras.ops.convert_to_numpy(variable).reshape(-1, shape[-1]).astype(float)
     values = np.where((rows == rows[:1]).all(axis=0), rows[0], np.nan)
-    return Signal(shape, len(shape) - 1, ids, values)
+    return Signal(shape, len(shape) - 1, ids, values, weight=weight)
 
 
 def _of_constants(graph: ChannelGraph, sent: Any, layer: keras.Layer, given: Any) -> Signal:
@@ -178,16 +203,13 @@ def _apply(graph: ChannelGraph, node: Any, inputs: list[Signal]) -> list[Signal]
         call = _call(node, inputs)
         function = functional_graph(operation)
         if function is not None:
-            return _nested(graph, function, inputs, call)
-        try:
-            if isinstance(operation, kl.TimeDistributed):
-                sent: Signal | list[Signal] = _time_distributed(graph, node, call)
-            else:
-                sent = rule_of(operation, {*call.options})(graph, call)
-        except NoRule as why:
-            return _looked_into(graph, node, inputs, why)
-        sent = sent if isinstance(sent, list) else [sent]
-        if is_composite(operation):
+            sent = _nested(graph, function, inputs, call)
+        else:
+            try:
+                sent = _by_rule(graph, node, call)
+            except NoRule as why:
+                return _looked_into(graph, node, inputs, why)
+        if function is not None or is_composite(operation):
             graph.opened.setdefault(operation, (node, inputs, sent))
         return sent
     except NoRule as why:
@@ -197,7 +219,15 @@ def _apply(graph: ChannelGraph, node: Any, inputs: list[Signal]) -> list[Signal]
             graph.block(signal.ids, reason)
         graph.refuse(operation, reason)
         lost = next((signal.lost for signal in inputs if signal.lost), reason)
-        return [Signal.unknown(tuple(t.shape), lost) for t in node.output_tensors]
+        return [_fresh(graph, tuple(t.shape), lost) for t in node.output_tensors]
+
+
+def _by_rule(graph: ChannelGraph, node: Any, call: Call) -> list[Signal]:
+    """Returns the signals that a call sends on by the rule of its kind."""
+    if isinstance(call.operation, kl.TimeDistributed):
+        return _time_distributed(graph, node, call)
+    sent = rule_of(call.operation, {*call.options})(graph, call)
+    return sent if isinstance(sent, list) else [sent]
 
 
 def _call(node: Any, inputs: list[Signal]) -> Call:
@@ -224,20 +254,28 @@ def _call(node: Any, inputs: list[Signal]) -> Call:
 
 def _nested(graph: ChannelGraph, function: Any, inputs: list[Signal], call: Call) -> list[Signal]:
     """Goes through a model that is used as a layer."""
-    by_name = isinstance(getattr(function, "_inputs_struct", None), dict)
-    ranks = [len(s.shape) for s in inputs]
     if call.options:
         raise NoRule(f"is called with {sorted(call.options)}")
-    if (
-        by_name
-        or len(inputs) != len(call.inputs)
-        or ranks != [len(t.shape) for t in function.inputs]
-    ):
-        raise NoRule("takes its inputs by name or in another shape")
+    if len(inputs) != len(call.inputs):
+        raise NoRule("is called with a mask")
+    given, taken = call.args[0], inputs_structure(function)
+    by_name = isinstance(given, dict) and isinstance(taken, dict) and {*given} == {*taken}
+    ranks = [len(s.shape) for s in inputs]
+    if isinstance(taken, dict) and not by_name or ranks != [len(t.shape) for t in function.inputs]:
+        raise NoRule("takes its inputs by other names or in another shape")
     for tensor, signal in zip(function.inputs, inputs, strict=True):
         input_layer = tensor._keras_history[0]
         graph.resize(input_layer, ("batch_shape", signal.axis), signal.ids)
     return _follow(graph, function, inputs)
+
+
+def _says_head_size(layer: keras.Layer) -> bool:
+    """Whether its configuration has the size of a head, apart from their number."""
+    try:
+        config = layer.get_config()
+    except NotImplementedError:
+        return False
+    return any(isinstance(config.get(name), int) for name in ("head_dim", "key_dim"))
 
 
 def _time_distributed(graph: ChannelGraph, node: Any, call: Call) -> list[Signal]:
@@ -259,7 +297,12 @@ def _time_distributed(graph: ChannelGraph, node: Any, call: Call) -> list[Signal
 
 
 def _looked_into(graph: ChannelGraph, node: Any, inputs: list[Signal], why: NoRule) -> list[Signal]:
-    """Goes through the calls that a layer without a rule makes."""
+    """Goes through the calls that a layer without a rule makes.
+
+    If its call needs to know all sizes, those calls cannot take its place: then the layer is
+    bound to its own configuration, which hardly ever says how many heads an attention has
+    without saying how large they are.
+    """
     layer, arguments = node.operation, node.arguments
     if not isinstance(layer, keras.Layer) or arguments.kwargs.get("training"):
         raise why
@@ -267,24 +310,35 @@ def _looked_into(graph: ChannelGraph, node: Any, inputs: list[Signal], why: NoRu
     given: list[Signal] = []
 
     def symbol(tensor: Any) -> Any:
-        shape = tuple(n or _OPEN_SIZES[min(axis, 1)] for axis, n in enumerate(tensor.shape))
+        given.append(replace(signals[id(tensor)], shape=tuple(tensor.shape)))
+        return keras.KerasTensor(tensor.shape, tensor.dtype)
+
+    def sized_symbol(tensor: Any) -> Any:
+        shape = with_sizes(tensor.shape)
         given.append(replace(signals[id(tensor)], shape=shape))
         return keras.KerasTensor(shape, tensor.dtype)
 
     kwargs = {k: v for k, v in arguments.kwargs.items() if k not in ("mask", "training")}
-    args, kwargs = with_tensors((arguments.args, kwargs), symbol)
     try:
-        found = inside(layer, args, kwargs)
-    except CannotTrace as error:
-        more = "" if is_of_keras(layer) else f", and cannot be looked into: {error}"
-        raise NoRule(f"{why}{more}") from error
+        found = inside(layer, *with_tensors((arguments.args, kwargs), symbol))
+        is_bound = False
+    except CannotTrace:
+        given, is_bound = [], True
+        try:
+            found = inside(layer, *with_tensors((arguments.args, kwargs), sized_symbol))
+        except CannotTrace as error:
+            more = "" if is_of_keras(layer) else f", and cannot be looked into: {error}"
+            raise NoRule(f"{why}{more}") from error
     if len(found.outputs) != len(node.output_tensors):
         raise why
+    before = graph.bound
+    if is_bound and not before and not _says_head_size(layer):
+        graph.bound = f"'{layer.name}' ({type(layer).__name__}) cannot say how large a head is"
+    inner = _follow(graph, found, given, layer)
+    graph.bound = before
     sent = [
         replace(signal, shape=tuple(tensor.shape))
-        for tensor, signal in zip(
-            node.output_tensors, _follow(graph, found, given, layer), strict=True
-        )
+        for tensor, signal in zip(node.output_tensors, inner, strict=True)
     ]
     graph.opened.setdefault(layer, (node, inputs, sent))
     return sent

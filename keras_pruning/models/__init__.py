@@ -6,6 +6,7 @@ The floor of the house: Keras is known here, pruning is not.
 from keras_pruning.models.arrays import as_arrays, check_data, count_examples, in_batches
 from keras_pruning.models.calls import as_floats, calls_in_order, calls_of, outputs_of
 from keras_pruning.models.copies import (
+    can_be_made_anew,
     compile_for_inference,
     compile_like,
     copy_for_inference,
@@ -22,6 +23,7 @@ from keras_pruning.models.functional import (
     all_layers,
     batch_norms_after,
     functional_graph,
+    inputs_structure,
     inside,
     inside_model,
     is_of_keras,
@@ -33,7 +35,7 @@ from keras_pruning.models.functional import (
     with_tensors,
 )
 from keras_pruning.models.kernels import KernelLayer, kernel_layers
-from keras_pruning.models.listening import random_inputs, random_like
+from keras_pruning.models.listening import random_inputs, random_like, with_sizes
 from keras_pruning.models.products import LinearMap, linear_maps, sample
 
 __all__ = [
@@ -47,6 +49,7 @@ __all__ = [
     "batch_norms_after",
     "calls_in_order",
     "calls_of",
+    "can_be_made_anew",
     "check_data",
     "compile_for_inference",
     "compile_like",
@@ -56,6 +59,7 @@ __all__ = [
     "count_examples",
     "functional_graph",
     "in_batches",
+    "inputs_structure",
     "inside",
     "inside_model",
     "is_of_keras",
@@ -73,6 +77,7 @@ __all__ = [
     "random_like",
     "sample",
     "sublayers",
+    "with_sizes",
     "with_tensors",
     "without_lora",
 ]

@@ -20,6 +20,7 @@ from keras_pruning.models.functional import all_layers, functional_graph, own_we
 from keras_pruning.models.kernels import kernel_layers
 
 __all__ = [
+    "can_be_made_anew",
     "compile_for_inference",
     "compile_like",
     "copy_for_inference",
@@ -177,6 +178,15 @@ def model_from_config(model: keras.Model, config: dict[str, Any]) -> keras.Model
             )
     except _NOT_SERIALIZABLE as error:
         raise _cannot_be_copied(model, error) from error
+
+
+def can_be_made_anew(layer: keras.Layer) -> bool:
+    """Whether Keras can make a layer anew from its configuration."""
+    try:
+        model_from_config(layer, model_config(layer))
+    except Exception:  # of the user's own code: of any kind
+        return False
+    return True
 
 
 @contextlib.contextmanager

@@ -1,8 +1,9 @@
 """The layers of a Keras model, and the graph of calls that a functional one shows.
 
-Keras has no public way to walk a functional graph or to list nested layers; the few
-private names this takes (`_flatten_layers`, `_functional`, `_nodes_by_depth`, `_inbound_nodes`,
-`_outbound_nodes`, `_trainable_variables`, `_non_trainable_variables`) stay in this module.
+Keras has no public way to walk a functional graph or to list nested layers; the few private
+names this takes (`_flatten_layers`, `_functional`, `_inputs_struct`, `_nodes_by_depth`,
+`_inbound_nodes`, `_outbound_nodes`, `_trainable_variables`, `_non_trainable_variables`) stay in
+this module.
 """
 
 import contextlib
@@ -22,6 +23,7 @@ __all__ = [
     "functional_graph",
     "inside",
     "inside_model",
+    "inputs_structure",
     "is_of_keras",
     "linear_chain",
     "nodes_in_order",
@@ -90,10 +92,11 @@ class Inside:
     """What a layer's call is made of: calls of other layers and of operations."""
 
     inputs: list[Any]  # symbolic tensors, in the order in which they were given
-    weights: list[tuple[Any, keras.Variable]]  # those the layer holds itself, as symbolic tensors
+    weights: list[tuple[Any, keras.Variable]]  # of its own that it reads, as symbolic tensors
     sources: list[tuple[Any, keras.Layer, Any]]  # what a layer gives for constants, (args, kwargs)
     outputs: list[Any]
     nodes: list[Any]  # the calls, each after those it takes its inputs from
+    arguments: tuple[Any, dict[str, Any]]  # that it was called with
 
 
 def inside(layer: keras.Layer, args: Any, kwargs: dict[str, Any]) -> Inside:
@@ -112,17 +115,21 @@ def inside(layer: keras.Layer, args: Any, kwargs: dict[str, Any]) -> Inside:
     with _without_new_nodes(layer), _constants_noted(layer) as sources:
         vars(layer).update(stand_ins)
         try:
-            outputs = keras.tree.flatten(layer.call(*args, **kwargs))
+            sent = keras.tree.flatten(layer.call(*args, **kwargs))
             starts = [*given, *stand_ins.values(), *(tensor for tensor, *_ in sources)]
-            function = keras.Function(starts, outputs)
+            at_once = {id(tensor) for tensor in starts}
+            outputs = [keras.ops.copy(t) if id(t) in at_once else t for t in sent]
+            used = [t for t in starts if hasattr(t, "_keras_history")]
+            function = keras.Function(used, outputs)
         except Exception as error:  # of the user's own code, of the backend: of any kind
             text = (str(error).strip() or "no message").splitlines()[0][:200]
             raise CannotTrace(f"{type(error).__name__}: {text}") from error
         finally:
             vars(layer).update(own)
     nodes = [node for node in nodes_in_order(function) if node.input_tensors]
-    weights = [(stand_ins[name], variable) for name, variable in own.items()]
-    return Inside(given, weights, sources, list(function.outputs), nodes)
+    read = {id(tensor) for node in nodes for tensor in node.input_tensors}
+    weights = [(stand_ins[name], v) for name, v in own.items() if id(stand_ins[name]) in read]
+    return Inside(given, weights, sources, list(function.outputs), nodes, (args, kwargs))
 
 
 @contextlib.contextmanager
@@ -165,7 +172,11 @@ def _constants_noted(layer: keras.Layer) -> Iterator[list[tuple[Any, keras.Layer
             nonlocal depth
             depth += 1
             try:
-                return compute_output_spec(*args, **kwargs)
+                try:
+                    sent = compute_output_spec(*args, **kwargs)
+                except TypeError:  # subclasses whose call takes more than it knows of
+                    sent = keras.Operation.compute_output_spec(part, *args, **kwargs)
+                return _with_known_sizes(part, args, sent)
             finally:
                 depth -= 1
 
@@ -179,6 +190,16 @@ def _constants_noted(layer: keras.Layer) -> Iterator[list[tuple[Any, keras.Layer
         for part in parts:
             vars(part).pop("call", None)
             vars(part).pop("compute_output_spec", None)
+
+
+def _with_known_sizes(layer: keras.Layer, args: tuple[Any, ...], sent: Any) -> Any:
+    """What an EinsumDense sends, with the sizes of its input that its configuration leaves open."""
+    if not isinstance(layer, kl.EinsumDense) or not args or "..." in layer.equation:
+        return sent
+    inputs, _, outputs = layer.equation.replace("->", ",").split(",")
+    sizes = dict(zip(inputs, args[0].shape, strict=False))
+    shape = [size or sizes.get(axis) for axis, size in zip(outputs, sent.shape, strict=False)]
+    return keras.KerasTensor(tuple(shape), sent.dtype)
 
 
 def inside_model(model: keras.Model) -> Inside:
@@ -218,6 +239,11 @@ def _arguments(model: keras.Model, dtype: str) -> tuple[tuple[Any, ...], dict[st
 
     named = {name.removesuffix("_shape"): filled(shape) for name, shape in shapes.items()}
     return ((named.pop(""),) if "" in named else ()), named
+
+
+def inputs_structure(function: Any) -> Any:
+    """Returns the inputs of a functional graph in the structure in which it takes them."""
+    return function._inputs_struct
 
 
 def nodes_in_order(function: Any) -> Iterator[Any]:

@@ -15,7 +15,13 @@ import keras
 import numpy as np
 import numpy.typing as npt
 
-from keras_pruning.models.functional import all_layers, own_trainable_weights
+from keras_pruning.models.functional import (
+    all_layers,
+    functional_graph,
+    inputs_structure,
+    own_trainable_weights,
+    with_tensors,
+)
 
 __all__ = [
     "CannotRun",
@@ -26,6 +32,7 @@ __all__ = [
     "listen",
     "random_inputs",
     "random_like",
+    "with_sizes",
     "states_kept",
 ]
 
@@ -35,6 +42,7 @@ Example = tuple[tuple[Any, ...], dict[str, Any]]  # positional and keyword argum
 
 _EXAMPLES = 2
 _FREE_SIZE = 32  # of an axis whose size is free: an image that some pooling leaves something of
+_FREE_LENGTH = 8  # of a sequence, that no table of positions is too short for
 
 
 class CannotRun(Exception):
@@ -284,9 +292,8 @@ def _disturbed(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 
 def random_inputs(model: keras.Model) -> Any:
-    """Returns two examples for a functional model, or of one that takes one tensor."""
-    arrays = [random_like(tensor) for tensor in model.inputs]
-    return arrays if len(arrays) > 1 else arrays[0]
+    """Returns two examples for a functional model, in the structure that it takes."""
+    return with_tensors(inputs_structure(functional_graph(model)), random_like)
 
 
 def random_like(tensor: Any) -> npt.NDArray[Any]:
@@ -304,10 +311,16 @@ def _filled(shape: Any, dtype: str, n_examples: int | None) -> Any:
     return _random((*first, *shape[1:]), dtype)
 
 
+def with_sizes(shape: Any) -> tuple[int, ...]:
+    """Returns a shape with numbers for open sizes: of an image larger ones than of a sequence."""
+    free = _FREE_SIZE if len(shape) > 3 else _FREE_LENGTH
+    first, *sizes = shape or (1,)
+    known = (first or _EXAMPLES, *(size or free for size in sizes))
+    return known if shape else ()
+
+
 def _random(shape: Any, dtype: str) -> npt.NDArray[Any]:
-    sizes = [_FREE_SIZE if size is None else size for size in shape]
-    if sizes and shape[0] is None:
-        sizes[0] = _EXAMPLES
+    sizes = with_sizes(shape)
     rng = np.random.default_rng(0)
     if "float" in dtype:
         return rng.random(sizes, np.float32).astype(

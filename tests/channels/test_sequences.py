@@ -1,0 +1,480 @@
+"""Attention, recurrent layers and layers of one's own: smaller, with the same outputs."""
+
+import os
+
+import keras
+import numpy as np
+import pytest
+from keras import layers as kl
+from keras import ops
+
+import keras_pruning as kp
+
+BACKEND = keras.backend.backend()
+# JAX compiles each operation of each model anew, seconds a model, and has no float64 by default.
+RANDOM_MODELS = int(os.environ.get("RANDOM_MODELS", {"jax": 5}.get(BACKEND, 25)))
+TOLERANCE = 1e-5 if BACKEND == "jax" else 1e-10
+
+
+@pytest.fixture(autouse=True)
+def _double_precision():
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("float32" if BACKEND == "jax" else "float64")
+    yield
+    keras.config.set_dtype_policy(before)
+
+
+def numpy(tensor):
+    return keras.ops.convert_to_numpy(tensor)
+
+
+def randomize(model, seed=0):
+    rng = np.random.default_rng(seed)
+    for variable in model.weights:
+        if variable.name == "seed_generator_state":
+            continue
+        low = 0.5 if variable.name in ("moving_variance", "gamma", "scale") else -0.7
+        variable.assign(rng.uniform(low, 0.9, variable.shape))
+    return model
+
+
+def inputs_of(model, seed=0):
+    """Three examples; sequences of unknown length have 5 steps, tokens are 0 to 9."""
+    rng = np.random.default_rng(seed)
+    arrays = []
+    for tensor in model.inputs:
+        shape = (3, *(size or 5 for size in tensor.shape[1:]))
+        tokens = "int" in keras.backend.standardize_dtype(tensor.dtype)
+        arrays.append(rng.integers(0, 10, shape) if tokens else rng.normal(size=shape))
+    return arrays if len(arrays) > 1 else arrays[0]
+
+
+def outputs(model, x):
+    return [numpy(y) for y in keras.tree.flatten(model(x, training=False))]
+
+
+def check(model, sparsity=0.5, seed=0, names=None):
+    """Prunes and shrinks; the outputs are the same, and of every pruned unit nothing is left."""
+    pruned = kp.prune_units(randomize(model, seed), sparsity)
+    x = inputs_of(model, seed)
+    shrunken, table = kp.shrink(pruned, report=True)
+    for ours, theirs in zip(outputs(pruned, x), outputs(shrunken, x), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=TOLERANCE * np.abs(ours).max())
+    assert (kp.summary(shrunken)["zero_units"].dropna() == 0).all()
+    assert shrunken.count_params() < model.count_params()
+    return shrunken, table.set_index("layer")
+
+
+def of(shrunken, name):
+    return next(layer for layer in shrunken.layers if layer.name == name)
+
+
+# Heads
+
+
+def sequence(size=8, length=6):
+    return keras.Input((length, size))
+
+
+@pytest.mark.parametrize("options", [{}, {"value_dim": 5}, {"use_bias": False}, {"dropout": 0.1}])
+def test_heads_of_attention_go_as_a_whole(options):
+    x = sequence()
+    attention = kl.MultiHeadAttention(4, 3, name="mha", **options)
+    model = keras.Model(x, kl.Dense(2)(kl.Flatten()(attention(x, x, use_causal_mask=True))))
+    shrunken, table = check(model)
+    heads = {name: table["after"][f"mha/{name}"] for name in ("query", "key", "value")}
+    assert heads == {"query": 2, "key": 2, "value": 2}
+    assert of(shrunken, "mha").num_heads == 2
+    assert of(shrunken, "mha").key_dim == 3
+
+
+def test_the_heads_with_the_smallest_joint_norm_go():
+    x = sequence()
+    attention = kl.MultiHeadAttention(3, 2, name="mha")
+    model = randomize(keras.Model(x, kl.Dense(2)(attention(x, x))))
+    parts = [attention.query_dense, attention.key_dense, attention.value_dense]
+    squares = sum(np.square(numpy(part.kernel)).sum(axis=(0, 2)) for part in parts)
+    pruned = kp.prune_units(model, 1 / 3, layers=[f"mha/{part.name}" for part in parts])
+    kernel = numpy(pruned.get_layer("mha").value_dense.kernel)
+    assert np.flatnonzero(~kernel.any(axis=(0, 2))).tolist() == [np.argmin(squares)]
+
+
+def test_attention_to_another_sequence_with_a_mask():
+    x, memory = sequence(), sequence(6, 4)
+    mask = keras.Input((6, 4), dtype="bool")
+    y = kl.MultiHeadAttention(4, 3, name="mha")(x, memory, attention_mask=mask)
+    model = keras.Model([x, memory, mask], kl.Dense(2)(y))
+    pruned = kp.prune_units(randomize(model), 0.5)
+    shrunken = kp.shrink(pruned)
+    rng = np.random.default_rng(1)
+    data = [rng.normal(size=(3, 6, 8)), rng.normal(size=(3, 4, 6)), rng.random((3, 6, 4)) < 0.7]
+    before, after = outputs(pruned, data)[0], outputs(shrunken, data)[0]
+    np.testing.assert_allclose(before, after, rtol=0, atol=TOLERANCE * np.abs(before).max())
+    assert of(shrunken, "mha").num_heads == 2
+
+
+def test_query_heads_go_with_the_key_and_value_they_share():
+    x = sequence()
+    attention = kl.GroupQueryAttention(8, 6, 3, name="gqa")
+    shrunken, _ = check(keras.Model(x, kl.Dense(2)(attention(x, x))), 1 / 3)
+    gqa = of(shrunken, "gqa")
+    assert (gqa.num_query_heads, gqa.num_key_value_heads, gqa.head_dim) == (4, 2, 8)
+
+
+def test_scores_of_attention_that_are_the_models_output_keep_the_heads():
+    x = sequence()
+    y, scores = kl.MultiHeadAttention(4, 3, name="mha")(x, x, return_attention_scores=True)
+    model = keras.Model(x, [kl.Dense(2)(y), scores])
+    assert not [name for name in kp.prunable_layers(model, "units") if "mha/q" in name]
+
+
+def test_the_sum_behind_a_layer_normalization_stays_and_units_of_a_gated_block_go():
+    x = sequence()
+    h = kl.LayerNormalization(name="norm")(kl.Dense(8, name="stream")(x))
+    gate = kl.EinsumDense("btd,df->btf", (None, 12), name="gate", activation="silu")(h)
+    up = kl.EinsumDense("btd,df->btf", (None, 12), name="up", bias_axes="f")(h)
+    y = kl.EinsumDense("btf,fd->btd", (None, 8), name="down")(gate * up)
+    shrunken, table = check(keras.Model(x, kl.Dense(2, name="head")(h + y)), 0.25)
+    assert table["after"].to_dict() == {
+        "stream": 8, "gate": 9, "up": 9, "down": 8, "head": 2,
+    }  # fmt: skip
+    assert of(shrunken, "up").kernel.shape == (8, 9)
+
+
+# Recurrent layers
+
+
+def silent(layer, gates):
+    """Which units of a recurrent layer have only zeros, by plain NumPy."""
+    return ~np.concatenate(
+        [numpy(v).reshape(-1, gates, layer.units).any(axis=(0, 1))[None] for v in layer.weights]
+    ).any(axis=0)
+
+
+@pytest.mark.parametrize("kind, gates", [("LSTM", 4), ("GRU", 3), ("SimpleRNN", 1)])
+@pytest.mark.parametrize("options", [{}, {"go_backwards": True}, {"use_bias": False}])
+def test_hidden_units_go_with_their_columns_in_all_gates_and_their_row(kind, gates, options):
+    x = sequence(3)
+    layer = getattr(kl, kind)(5, name="rnn", return_sequences=True, **options)
+    model = keras.Model(x, kl.Dense(2, name="head")(getattr(kl, kind)(4, name="last")(layer(x))))
+    pruned = kp.prune_units(randomize(model), 0.4)
+    assert silent(pruned.get_layer("rnn"), gates).sum() == 2
+    shrunken, _ = check(model, 0.4)
+    assert of(shrunken, "rnn").cell.recurrent_kernel.shape == (3, 3 * gates)
+    assert of(shrunken, "last").cell.kernel.shape == (3, 2 * gates)
+    assert of(shrunken, "head").kernel.shape == (2, 2)
+
+
+@pytest.mark.parametrize("merge_mode", ["concat", "sum", "mul", "ave"])
+def test_both_directions_lose_the_same_units(merge_mode):
+    x = sequence(3)
+    both = kl.Bidirectional(kl.LSTM(6), merge_mode=merge_mode, name="both")(x)
+    shrunken, _ = check(keras.Model(x, kl.Dense(2)(both)))
+    assert (
+        of(shrunken, "both").forward_layer.units == of(shrunken, "both").backward_layer.units == 3
+    )
+
+
+def test_units_of_an_encoder_go_with_those_of_the_decoder_that_starts_from_them():
+    x, y = sequence(3), sequence(2, 4)
+    _, *states = kl.LSTM(6, return_state=True, name="encoder")(x)
+    z = kl.LSTM(6, return_sequences=True, name="decoder")(y, initial_state=states)
+    shrunken, _ = check(keras.Model([x, y], kl.Dense(2)(z)))
+    assert of(shrunken, "encoder").units == of(shrunken, "decoder").units == 3
+
+
+def test_a_masked_sequence():
+    tokens = keras.Input((6,), dtype="int32")
+    x = kl.Embedding(10, 5, mask_zero=True)(tokens)
+    shrunken, table = check(keras.Model(tokens, kl.Dense(2)(kl.GRU(8, name="gru")(x))))
+    assert table["after"]["gru"] == 4
+
+
+def test_a_dense_layer_at_every_step():
+    x = sequence(3)
+    y = kl.TimeDistributed(kl.Dense(8, activation="relu", name="inner"), name="steps")(x)
+    shrunken, _ = check(keras.Model(x, kl.Dense(2)(kl.Flatten()(y))))
+    assert of(shrunken, "steps").layer.units == 4
+
+
+# Layers of one's own
+
+
+@keras.saving.register_keras_serializable("tests")
+class FeedForward(kl.Layer):
+    """Its configuration tells the width: it is made anew."""
+
+    def __init__(self, width, size, **options):
+        super().__init__(**options)
+        self.width, self.size = width, size
+        self.wide, self.narrow = kl.Dense(width, activation="gelu"), kl.Dense(size)
+
+    def build(self, shape):
+        self.wide.build(shape)
+        self.narrow.build((*shape[:-1], self.width))
+
+    def call(self, x):
+        return x + self.narrow(self.wide(x))
+
+    def get_config(self):
+        return super().get_config() | {"width": self.width, "size": self.size}
+
+
+class Block(kl.Layer):
+    """As keras.io teaches it: how large a head is follows from how many there are."""
+
+    def __init__(self, size=8, heads=4, width=16, **options):
+        super().__init__(**options)
+        self.attention = kl.MultiHeadAttention(heads, size // heads)
+        self.feed_forward = keras.Sequential([kl.Dense(width, activation="relu"), kl.Dense(size)])
+        self.norms = [kl.LayerNormalization(), kl.LayerNormalization()]
+        self.dropout = kl.Dropout(0.1)
+
+    def call(self, x, training=None):
+        x = self.norms[0](x + self.dropout(self.attention(x, x), training=training))
+        return self.norms[1](x + self.feed_forward(x))
+
+
+class Positions(kl.Layer):
+    def __init__(self, length=6, size=8, **options):
+        super().__init__(**options)
+        self.length, self.size = length, size
+        self.tokens, self.places = kl.Embedding(10, size), kl.Embedding(length, size)
+
+    def build(self, shape):
+        self.scale = self.add_weight(shape=(self.size,), name="gain")
+
+    def call(self, x):
+        return (self.tokens(x) + self.places(ops.arange(self.length))) * self.scale
+
+
+class Matrix(kl.Layer):
+    """A product with a weight of its own."""
+
+    def __init__(self, units=6, **options):
+        super().__init__(**options)
+        self.units = units
+
+    def build(self, shape):
+        self.matrix = self.add_weight(shape=(shape[-1], self.units), name="matrix")
+        self.shift = self.add_weight(shape=(self.units,), name="shift")
+
+    def call(self, x):
+        return ops.relu(ops.matmul(x, self.matrix) + self.shift)
+
+
+class Heads(kl.Layer):
+    """Attention written by hand, of Dense layers."""
+
+    def __init__(self, size=8, heads=4, **options):
+        super().__init__(**options)
+        self.size, self.heads = size, heads
+        self.parts = [kl.Dense(size) for _ in range(4)]
+
+    def apart(self, x):
+        x = ops.reshape(x, (-1, x.shape[1], self.heads, self.size // self.heads))
+        return ops.transpose(x, (0, 2, 1, 3))
+
+    def call(self, x):
+        query, key, value = (self.apart(part(x)) for part in self.parts[:3])
+        scores = ops.matmul(query, ops.transpose(key, (0, 1, 3, 2))) / 2.0
+        y = ops.transpose(ops.matmul(ops.softmax(scores), value), (0, 2, 1, 3))
+        return self.parts[3](ops.reshape(y, (-1, x.shape[1], self.size)))
+
+
+def test_a_layer_whose_configuration_tells_its_width_keeps_its_class(tmp_path):
+    x = sequence()
+    model = keras.Model(x, kl.Dense(2)(FeedForward(16, 8, name="a")(FeedForward(8, 8)(x))))
+    shrunken, _ = check(model)
+    assert type(of(shrunken, "a")) is FeedForward
+    assert of(shrunken, "a").get_config()["width"] == 8
+    shrunken.save(tmp_path / "small.keras")
+    loaded = keras.saving.load_model(tmp_path / "small.keras")
+    x = inputs_of(model)
+    np.testing.assert_array_equal(outputs(loaded, x)[0], outputs(shrunken, x)[0])
+
+
+def test_a_layer_that_derives_the_size_of_its_heads_is_replaced_by_what_it_calls(tmp_path):
+    tokens = keras.Input((6,), dtype="int32")
+    y = Block(name="block")(Block(name="first")(Positions()(tokens)))
+    model = keras.Model(tokens, kl.Dense(2)(kl.GlobalAveragePooling1D()(y)))
+    with pytest.warns(UserWarning, match=r"'first \(Block\)', 'block \(Block\)'.*in their place"):
+        shrunken, table = check(model)
+    kinds = [type(layer).__name__ for layer in shrunken.layers]
+    assert kinds.count("MultiHeadAttention") == 2
+    assert "Block" not in kinds
+    shrunken.save(tmp_path / "small.keras")
+    with keras.saving.custom_object_scope({"Positions": Positions}):
+        loaded = keras.saving.load_model(tmp_path / "small.keras")
+    x = inputs_of(model)
+    np.testing.assert_array_equal(outputs(loaded, x)[0], outputs(shrunken, x)[0])
+
+
+def test_attention_written_by_hand():
+    x = sequence()
+    with pytest.warns(UserWarning, match="in their place"):
+        shrunken, table = check(keras.Model(x, kl.Dense(2)(Heads(name="own")(x))))
+    assert [n for n in table["after"] if n != 2] == [4, 4, 4, 4]
+
+
+def test_a_weight_of_ones_own_loses_columns_that_are_zero():
+    x = sequence(3)
+    model = randomize(keras.Model(x, kl.Dense(2)(Matrix(6, name="own")(kl.Dense(5)(x)))))
+    own = model.get_layer("own")
+    keep = np.array([1, 0, 1, 1, 0, 1])
+    own.matrix.assign(numpy(own.matrix) * keep)
+    own.shift.assign(numpy(own.shift) * keep)
+    shrunken = kp.shrink(kp.prune_units(model, 0.4))
+    assert of(shrunken, "own").matrix.shape == (3, 4)
+    x = inputs_of(model)
+    before = outputs(kp.prune_units(model, 0.4), x)[0]
+    np.testing.assert_allclose(before, outputs(shrunken, x)[0], atol=TOLERANCE)
+
+
+class OwnModel(keras.Model):
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.positions, self.block, self.head = Positions(), Block(), kl.Dense(3)
+        self.first = self.add_weight(shape=(1, 1, 8), name="first")
+
+    def call(self, tokens):
+        x = self.positions(tokens)
+        first = ops.add(ops.zeros_like(x[:, :1]), self.first)
+        return self.head(self.block(ops.concatenate([first, x], axis=1))[:, 0])
+
+
+def test_a_subclassed_model_becomes_a_functional_one_with_its_own_weights_too(tmp_path):
+    model = OwnModel()
+    tokens = np.random.default_rng(0).integers(0, 10, (4, 6))
+    model(tokens)
+    randomize(model)
+    pruned = kp.prune_units(model, 0.5)
+    with pytest.warns(UserWarning, match="in their place"):
+        shrunken = kp.shrink(pruned)
+    before = outputs(pruned, tokens)[0]
+    np.testing.assert_allclose(outputs(shrunken, tokens)[0], before, atol=TOLERANCE)
+    shrunken.save(tmp_path / "small.keras")
+    with keras.saving.custom_object_scope({"Positions": Positions}):
+        loaded = keras.saving.load_model(tmp_path / "small.keras")
+    np.testing.assert_array_equal(outputs(loaded, tokens)[0], outputs(shrunken, tokens)[0])
+    assert [v.shape for v in loaded.trainable_variables if "first" in v.path] == [(1, 8)]
+
+
+class Looking(FeedForward):
+    def call(self, x):
+        return super().call(x) if numpy(x).sum() > 0 else x
+
+    def compute_output_spec(self, x):
+        return keras.KerasTensor(x.shape, x.dtype)
+
+
+def test_a_layer_that_looks_at_numbers_keeps_its_units_and_says_why():
+    x = sequence()
+    y = Looking(16, 8, name="own")(kl.Dense(8, name="a")(x))
+    model = keras.Model(x, kl.Dense(2)(kl.Dense(4, name="b")(y)))
+    _, table = check(model)
+    assert table["after"].to_dict()["b"] == 2
+    assert table["after"].to_dict()["a"] == 8
+    spared = kp.summary(model).set_index("layer")["spared"]
+    assert "'own' (Looking) has no rule, and cannot be looked into" in spared["a"]
+
+
+class Lying(FeedForward):
+    """Answers otherwise with another width."""
+
+    def call(self, x):
+        return super().call(x) * self.width
+
+
+def test_a_layer_that_hangs_on_its_width_in_another_way_is_replaced():
+    x = sequence()
+    model = keras.Model(x, kl.Dense(2)(Lying(16, 8, name="own")(x)))
+    with pytest.warns(UserWarning, match=r"'own \(Lying\)'"):
+        shrunken, _ = check(model)
+    assert "Lying" not in [type(layer).__name__ for layer in shrunken.layers]
+
+
+# Random models
+
+
+class RandomSequenceModel:
+    """Blocks of attention, feed-forward and recurrent layers behind each other."""
+
+    def __init__(self, seed):
+        self.rng = np.random.default_rng(seed)
+        self.size = 2 * int(self.rng.integers(2, 5))
+
+    def pick(self, *options):
+        return options[int(self.rng.integers(len(options)))]
+
+    def number(self, low, high):
+        return int(self.rng.integers(low, high + 1))
+
+    def norm(self, x):
+        kind = self.pick(None, "LayerNormalization", "RMSNormalization", "BatchNormalization")
+        return x if kind is None else getattr(kl, kind)()(x)
+
+    def attention(self, x):
+        options = {"use_bias": self.pick(True, False), "dropout": self.pick(0.0, 0.1)}
+        if self.pick(True, False):
+            shared, repeats = self.number(1, 3), self.number(1, 2)
+            layer = kl.GroupQueryAttention(self.number(2, 4), shared * repeats, shared, **options)
+        else:
+            value_dim = self.pick(None, self.number(2, 4))
+            heads, key_dim = self.number(1, 4), self.number(2, 4)
+            layer = kl.MultiHeadAttention(heads, key_dim, value_dim=value_dim, **options)
+        return x + layer(self.norm(x), x, use_causal_mask=self.pick(True, False))
+
+    def feed_forward(self, x):
+        width, activation = self.number(3, 9), self.pick("relu", "gelu", "silu", "tanh", "sigmoid")
+        h = self.norm(x)
+        if self.pick(True, False):
+            wide = kl.Dense(width, activation=activation)(h)
+        else:
+            wide, gate = (kl.EinsumDense("btd,df->btf", (None, width)) for _ in range(2))
+            wide = wide(h) * kl.Activation(activation)(gate(h))
+        return x + kl.Dense(self.size)(kl.Dropout(0.1)(wide))
+
+    def recurrent(self, x):
+        kind = self.pick(kl.LSTM, kl.GRU, kl.SimpleRNN)
+        layer = kind(self.number(2, 6), return_sequences=True)
+        if self.pick(True, False):
+            layer = kl.Bidirectional(layer, merge_mode=self.pick("concat", "sum", "mul", "ave"))
+        return kl.Dense(self.size)(self.norm(layer(x)))
+
+    def own(self, x):
+        return self.pick(
+            lambda: FeedForward(self.number(3, 9), self.size)(x),
+            lambda: Block(self.size, 2, self.number(3, 9))(x),
+            lambda: Heads(self.size, 2)(x),
+            lambda: Matrix(self.size)(x) + x,
+            lambda: kl.TimeDistributed(kl.Dense(self.size, activation="relu"))(x),
+        )()
+
+    def build(self):
+        if self.pick(True, False):
+            inputs = keras.Input((6,), dtype="int32")
+            x = kl.Embedding(10, self.size, mask_zero=self.pick(True, False))(inputs)
+        else:
+            inputs = keras.Input((6, self.size))
+            x = inputs
+        parts = [self.attention, self.feed_forward, self.recurrent, self.own]
+        for part in [self.pick(*parts) for _ in range(self.number(2, 4))]:
+            x = part(x)
+        return keras.Model(inputs, kl.Dense(3)(kl.GlobalMaxPooling1D()(x)))
+
+
+@pytest.mark.filterwarnings(
+    "ignore:The configuration of", "ignore:Layer .* does not support masking"
+)
+@pytest.mark.parametrize("seed", range(RANDOM_MODELS))
+def test_random_models_answer_the_same_without_their_pruned_units(seed):
+    recipe = RandomSequenceModel(seed)
+    model = randomize(recipe.build(), seed)
+    pruned = kp.prune_units(
+        model, recipe.pick(0.3, 0.5, 0.8), coupled=recipe.pick(True, True, False)
+    )
+    shrunken = kp.shrink(pruned)
+    x = inputs_of(model, seed)
+    before, after = outputs(pruned, x)[0], outputs(shrunken, x)[0]
+    np.testing.assert_allclose(before, after, rtol=0, atol=TOLERANCE * np.abs(before).max())
