@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import keras
 from keras import layers as kl
 
-from keras_pruning.models import KernelLayer, all_layers, kernel_layers
+from keras_pruning.models import KernelLayer, all_layers, kernel_layers, sublayers
 from keras_pruning.pruning import count_nonzero
 
 __all__ = ["MultiplyAdds", "count_multiply_adds", "packs_weights"]
@@ -40,9 +40,10 @@ def count_multiply_adds(model: keras.Model, example: Any) -> MultiplyAdds | None
     counted, so shared and nested layers count as often as they are used. A weight counts
     once a place: a Dense or EinsumDense weight once a position of the other axes, a
     convolution's once an output position (a transposed one's: input position), borders
-    included, a recurrent one's once a time step. Embeddings are looked up: none. Not
-    counted is what involves no kernel: biases, normalisation, activations, the products
-    of queries, keys and values in attention.
+    included, a recurrent one's once a time step. Embeddings are looked up: none. Attention
+    multiplies queries with keys and what comes of it with values besides; no weight is in
+    these products, so all of them count. Not counted are biases, normalisation, activations,
+    and attention of other classes than Keras's own.
 
     Args:
         model: A built Keras model; the layers' `call` is watched meanwhile.
@@ -68,7 +69,25 @@ def count_multiply_adds(model: keras.Model, example: Any) -> MultiplyAdds | None
             places = _places(entry.layer, variable, input_shape, output_shape)
             total += places * kernel.size
             nonzero += places * count_nonzero(kernel)
-    return MultiplyAdds(total, nonzero)
+    between = _attention_products(model, calls)
+    return MultiplyAdds(total + between, nonzero + between)
+
+
+def _attention_products(model: keras.Model, calls: list[tuple[KernelLayer, Shape, Shape]]) -> int:
+    """Returns the multiply-adds of queries with keys, and of their scores with values."""
+    total = 0
+    for layer in all_layers(model):
+        if isinstance(layer, (kl.MultiHeadAttention, kl.GroupQueryAttention)):
+            parts = {part.name: part for part in sublayers(layer)}
+            # Of each call the shapes (1, *places, heads, size).
+            sent = [
+                [shape for entry, _, shape in calls if entry.layer is parts[name]]
+                for name in ("query", "key", "value")
+            ]
+            for query, key, value in zip(*sent, strict=True):
+                pairs = math.prod(query[:-1]) * math.prod(key[1:-2])  # of every head
+                total += pairs * (query[-1] + value[-1])
+    return total
 
 
 def packs_weights(model: keras.Model) -> bool:

@@ -93,11 +93,19 @@ def test_multiply_adds_by_layer_kind(shape, layer, expected):
     assert count(keras.Model(inputs, outputs)) == (expected, expected)
 
 
-def test_multiply_adds_of_attention_are_those_of_its_projections():
+def test_multiply_adds_of_attention_are_those_of_its_projections_and_of_its_products():
+    inputs, other = keras.Input((5, 6)), keras.Input((7, 6))
+    outputs = kl.MultiHeadAttention(num_heads=2, key_dim=4, value_dim=3)(inputs, other)
+    projections = 5 * 6 * 8 + 7 * 6 * 8 + 7 * 6 * 6 + 5 * 6 * 6  # query, key, value, output
+    products = 2 * 5 * 7 * 4 + 2 * 5 * 7 * 3
+    assert count(keras.Model([inputs, other], outputs)).total == projections + products
+
+
+def test_query_heads_of_a_group_multiply_with_the_same_key():
     inputs = keras.Input((5, 6))
-    outputs = kl.MultiHeadAttention(num_heads=2, key_dim=4)(inputs, inputs)
-    projections = 4 * 5 * 6 * 2 * 4  # query, key, value, output
-    assert count(keras.Model(inputs, outputs)).total == projections
+    outputs = kl.GroupQueryAttention(3, 4, 2)(inputs, inputs)
+    projections = 2 * 5 * 6 * 4 * 3 + 2 * 5 * 6 * 2 * 3
+    assert count(keras.Model(inputs, outputs)).total == projections + 4 * 5 * 5 * (3 + 3)
 
 
 def test_shared_and_nested_layers_count_once_a_call():

@@ -106,14 +106,15 @@ def test_the_scores_of_a_separable_convolution_are_of_both_its_kernels():
     assert scores[f"{layer.name}/depthwise_kernel"][0].shape == layer.depthwise_kernel.shape
 
 
-def test_a_model_without_a_graph_has_no_scores_of_units():
+def test_a_model_that_cannot_be_followed_has_no_scores_of_units():
     class Own(keras.Model):
         def __init__(self):
             super().__init__()
             self.first, self.second = kl.Dense(4), kl.Dense(2)
 
         def call(self, x):
-            return self.second(self.first(x))
+            looked = keras.ops.convert_to_numpy(x).sum()
+            return self.second(self.first(x)) * float(looked == looked)
 
     model = Own()
     model(numbers(2, 3))

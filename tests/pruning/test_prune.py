@@ -360,7 +360,7 @@ def test_prunable_layers_leave_out_the_output_and_for_units_what_has_none():
         ]
     )
     assert kp.prunable_layers(model) == ["embedding", "conv", "lstm"]
-    assert kp.prunable_layers(model, "units") == []  # the LSTM keeps all units it reads
+    assert kp.prunable_layers(model, "units") == ["conv", "lstm"]
 
 
 def test_summary_has_a_row_a_layer():
@@ -449,9 +449,10 @@ def test_units_of_the_output_layer_are_refused():
 
 
 def test_units_of_a_layer_without_units_are_refused():
-    model = keras.Sequential([keras.Input((6, 2)), kl.LSTM(3, name="lstm"), kl.Dense(2)])
-    with pytest.raises(ValueError, match="no prunable layer.*lstm"):
-        kp.prune_units(model, 0.5, layers=["lstm"])
+    table = kl.Embedding(9, 4, name="table")
+    model = keras.Sequential([keras.Input((6,)), table, kl.Flatten(), kl.Dense(2)])
+    with pytest.raises(ValueError, match="no prunable layer.*table"):
+        kp.prune_units(model, 0.5, layers=["table"])
 
 
 def test_a_model_of_an_output_layer_alone_has_nothing_to_prune():
