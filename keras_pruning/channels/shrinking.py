@@ -41,8 +41,6 @@ from keras_pruning.models import (
 
 __all__ = ["shrink"]
 
-_DIFFERS = "answers otherwise when it is made anew"
-
 
 @overload
 def shrink(model: keras.Model, *, report: Literal[False] = False) -> keras.Model: ...
@@ -61,18 +59,20 @@ def shrink(
     keeps at least one. The outputs are those of `model` up to rounding, at inference:
     training goes on from there, but BatchNormalization no longer sees what is gone.
 
-    Followed are Dense, convolutional, pooling, merging and reshaping layers,
-    BatchNormalization, elementwise activations, dropout, arithmetic such as `x + y`,
-    shared layers and nested models. What is not (recurrent layers, attention,
-    LayerNormalization, custom layers) keeps its units and those that it reads.
+    Followed are Keras's layers and operations: dense and convolutional layers, heads of
+    attention, hidden units of LSTM, GRU and SimpleRNN, EinsumDense, pooling, merging, reshaping,
+    normalization and activations, also in shared layers and nested models. What a normalization
+    over the units reads stays, and what an unknown layer does.
 
-    A functional model whose class has a configuration of its own, as those of Keras Hub,
-    comes back as the plain `keras.Model` of its layers if a unit goes, since that
-    configuration cannot say the new sizes; nested ones do as well. What the class adds,
-    as a `train_step`, stays behind.
+    Layers and models of one's own are looked into: their `call` is run once with symbolic
+    tensors, and what it calls is followed. Such a layer is made anew by its own configuration,
+    with other numbers, if there are some with which it sends the same; so is a model of a class
+    of its own, as those of Keras Hub. Otherwise the Keras layers and operations that it calls
+    take its place, which a warning says; what the class adds, as a `train_step`, stays behind.
+    A layer whose `call` looks at numbers, or needs to know the batch size, keeps its units.
 
     Args:
-        model: A built Sequential or functional Keras model; it is not changed.
+        model: A built Keras model; it is not changed.
         report: Whether to return a table as well.
 
     Returns:
@@ -83,8 +83,9 @@ def shrink(
 
     Raises:
         TypeError: If `model` is not a Keras model.
-        ValueError: If the model is not built, is subclassed, has NaN in its weights, a
-            layer of zeros alone, or is one that Keras cannot save and load.
+        ValueError: If the model is not built, has NaN in its weights, a layer of zeros
+            alone, is one that Keras cannot save and load, or a subclass that cannot be
+            called with symbolic tensors.
 
     Example:
     >>> dense = keras.layers.Dense
@@ -106,10 +107,11 @@ def shrink(
         except _NotSoSmall as found:
             model = _opened_up(model, found.layers, closed)
             continue
-        opened = {layer: _DIFFERS for layer in graph.opened if layer not in closed}
-        if not (removed.any() and opened) or _answers_alike(model, shrunken):
+        looked_into = [x for x in graph.opened if functional_graph(x) is None]
+        difference = _difference(model, shrunken) if removed.any() and looked_into else ""
+        if not difference:
             break
-        closed |= opened
+        closed |= dict.fromkeys(looked_into, difference)
     compile_like(shrunken, source)
     return (shrunken, _report(model, graph, groups, reasons)) if report else shrunken
 
@@ -164,7 +166,8 @@ def _opened_up(
     """Returns the model with what these layers are made of in their place, or closes them."""
     try:
         opened = unrolled(model, layers)
-        failed = {} if _answers_alike(model, opened) else dict.fromkeys(layers, _DIFFERS)
+        difference = _difference(model, opened)
+        failed = dict.fromkeys(layers, difference) if difference else {}
     except CannotUnroll as why:
         failed = {why.layer: f"cannot be rebuilt of what it calls: {why}"}
     if failed and layers == [model]:
@@ -183,13 +186,15 @@ def _opened_up(
     return opened
 
 
-def _answers_alike(model: keras.Model, other: keras.Model) -> bool:
-    """Whether two models give the same for an example, if they can be run on one."""
+def _difference(model: keras.Model, other: keras.Model) -> str:
+    """Returns what is wrong with a model that should answer an example as another does."""
     try:
         example = random_inputs(other)
-        return alike(outputs_of(model, example), outputs_of(other, example))
-    except Exception:  # of the user's own code, of the backend: of any kind
-        return False
+        same = alike(outputs_of(other, example), outputs_of(model, example), model)
+    except Exception as error:  # of the user's own code, of the backend: of any kind
+        text = (str(error).strip() or "no message").splitlines()[0][:200]
+        return f"cannot be compared on an example ({type(error).__name__}: {text})"
+    return "" if same else "answers otherwise when it is made anew"
 
 
 def _check_weights(layer: keras.Layer) -> None:

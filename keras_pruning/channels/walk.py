@@ -67,11 +67,9 @@ def trace_channels(
         args, kwargs = found.arguments
     else:
         args, kwargs = (inputs_structure(found),), {}
-    models = [part for part in all_layers(model) if functional_graph(part) is not None]
-    parts = [part for holder in models for part in sublayers(holder) if part not in models]
-    stuck = [part for part in parts if not can_be_made_anew(part)]
-    if stuck and not _says_head_size(model):
-        graph.bound = f"Keras cannot make '{stuck[0].name}' anew, to rebuild the model around it"
+    stuck = _stuck_layer(model)
+    if stuck is not None and not _says_head_size(model):
+        graph.bound = f"Keras cannot make '{stuck.name}' anew, to rebuild the model around it"
     inputs = [_fresh(graph, t.shape, "it is the model's input") for t in found.inputs]
     outputs = _follow(graph, found, inputs, model)
     for signal in outputs:
@@ -81,6 +79,14 @@ def trace_channels(
     )
     graph.opened[model] = (node, inputs, outputs)
     return graph
+
+
+def _stuck_layer(model: keras.Model) -> keras.Layer | None:
+    """Returns a layer that a model of a class of its own cannot be rebuilt with, layer by layer."""
+    models = [part for part in all_layers(model) if functional_graph(part) is not None]
+    of_own_class = [part for part in models if not is_of_keras(part)]
+    parts = (x for holder in of_own_class for x in sublayers(holder) if x not in models)
+    return next((part for part in parts if not can_be_made_anew(part)), None)
 
 
 def prunable_groups(

@@ -25,6 +25,7 @@ __all__ = [
     "compile_like",
     "copy_for_inference",
     "copy_model",
+    "copy_own_state",
     "copy_state",
     "loss_head",
     "model_config",
@@ -211,7 +212,7 @@ def copy_state(source: keras.Layer, target: keras.Layer) -> None:
         new.name = old.name  # made anew, layers without a name of their own get another
         if new.trainable != old.trainable:
             new.trainable = old.trainable
-        _copy_own_state(old, new)
+        copy_own_state(old, new)
 
 
 def _names_and_shapes(model: keras.Model) -> list[tuple[str, list[Any]]]:
@@ -219,7 +220,8 @@ def _names_and_shapes(model: keras.Model) -> list[tuple[str, list[Any]]]:
     return [(e.name, [tuple(k.shape) for k in e.kernels]) for e in kernel_layers(model)]
 
 
-def _copy_own_state(old: keras.Layer, new: keras.Layer) -> None:
+def copy_own_state(old: keras.Layer, new: keras.Layer) -> None:
+    """Gives a layer the weights and other state that another holds itself, of the same shapes."""
     store: dict[str, Any] = {}
     old.save_own_variables(store)  # LoRA weights merged
     # JAX would take over the arrays themselves, and training one model would free the other's.

@@ -144,7 +144,9 @@ def prune_units(
 ) -> keras.Model:
     """Returns a copy of the model with its least important units set to zero.
 
-    A unit is a column of a Dense kernel or a filter of a convolution. Of each layer
+    A unit is a column of a Dense kernel, a filter of a convolution, a hidden unit of a recurrent
+    layer (its columns in all gates), or what an EinsumDense makes along the first of its new
+    axes: in attention a head, which goes from query, key and value together. Of each layer
     `round(sparsity * units)` go, the smallest norms first, but a sparsity below 1
     leaves one. By default only units that `shrink` can remove afterwards: not those of the
     output layer, of a residual stream that a LayerNormalization reads, or whatever else
@@ -166,7 +168,7 @@ def prune_units(
             first.
         order: Order p of the norm; a positive number or `inf`.
         layers: Names of the layers to prune or the layers themselves, or a dict of either
-            to sparsity: any Dense and convolutional layers but the output layer.
+            to sparsity: any layers with units but the output layer.
         coupled: Whether units whose outputs are added or otherwise combined, as in the
             branches of a residual network, are ranked by their joint norm (the root
             mean square of theirs; of other scores the mean) and pruned together, so
