@@ -22,7 +22,7 @@ from scipy.sparse.csgraph import connected_components
 
 from keras_pruning.models import all_layers
 
-__all__ = ["Call", "ChannelGraph", "Fold", "NoRule", "Shape", "Signal"]
+__all__ = ["HEAD_SIZES", "Call", "ChannelGraph", "Fold", "NoRule", "Shape", "Signal"]
 
 Shape = tuple[int | None, ...]
 IntArray = npt.NDArray[np.int64]
@@ -30,6 +30,7 @@ BoolArray = npt.NDArray[np.bool_]
 FloatArray = npt.NDArray[np.float64]
 
 _ALL = slice(None)
+HEAD_SIZES = frozenset({"head_dim", "key_dim"})  # what configurations call the size of a head
 
 
 class NoRule(Exception):

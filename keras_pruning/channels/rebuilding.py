@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from keras import layers as kl
 
-from keras_pruning.channels.graph import BoolArray, ChannelGraph, FloatArray, Signal
+from keras_pruning.channels.graph import HEAD_SIZES, BoolArray, ChannelGraph, FloatArray, Signal
 from keras_pruning.models import (
     Inside,
     all_layers,
@@ -78,56 +78,116 @@ def resized(
     Returns:
         `None` if there is no such configuration.
     """
-    sizes, shapes = _new_shapes(layer, graph, removed)
     if any(part.bias is None for part, _ in _additions(layer, graph, removed)):
         return None
-    entry = {k: v for k, v in entry.items() if k not in ("build_config", "inbound_nodes")}
-    for changes in _changes(entry["config"], sizes):
-        config = _changed(entry["config"], changes)
-        try:
-            # A copy: wrappers take their configuration apart.
-            new = model_from_config(model, copy.deepcopy(entry | {"config": config}))
-            if _sends_the_same(layer, new, shapes, graph, removed):
-                return config
-        except Exception:  # noqa: S112  of the user's own code, of the backend: of any kind
-            continue
+    trial = _Trial(model, layer, entry, graph, removed)
+    places = trial.places()
+    if len(places) > 1:
+        places = [place for place in places if trial.matters(dict([place]))]
+    choices = (
+        dict(chosen)
+        for count in range(len(places) + 1)
+        for chosen in itertools.combinations(places, count)
+    )
+    for changes in itertools.islice(choices, _MOST_TRIES):
+        if trial.fits(changes):
+            return _changed(entry["config"], changes)
     return None
 
 
-def _sends_the_same(
-    layer: keras.Layer,
-    new: keras.Layer,
-    shapes: list[tuple[int, ...]],
-    graph: ChannelGraph,
-    removed: BoolArray,
-) -> bool:
-    """Whether a layer, given what is left of the weights, sends what is left of the outputs."""
-    node, inputs, outputs = graph.opened[layer]
-    signals = {id(t): signal for t, signal in zip(node.input_tensors, inputs, strict=True)}
-    given = {id(t): random_like(t) for t in node.input_tensors}
-    for tensor in node.input_tensors:  # what goes is constant, or read by nobody
-        signal = signals[id(tensor)]
-        gone: list[int] = np.flatnonzero(removed[signal.ids]).tolist() if signal.axis else []
-        for channel in gone:
-            place = (slice(None),) * signal.axis + (channel,)
-            given[id(tensor)][place] = np.nan_to_num(signal.values[channel])
+class _Trial:
+    """Makes a layer anew of changed configurations, and compares it with the layer."""
 
-    def called(which: keras.Layer, cut: Callable[[Array, Signal], Array]) -> list[Array]:
+    def __init__(
+        self,
+        model: keras.Layer,
+        layer: keras.Layer,
+        entry: dict[str, Any],
+        graph: ChannelGraph,
+        removed: BoolArray,
+    ) -> None:
+        self._model, self._layer, self._graph, self._removed = model, layer, graph, removed
+        self._entry = {k: v for k, v in entry.items() if k not in ("build_config", "inbound_nodes")}
+        self._node, inputs, self._outputs = graph.opened[layer]
+        tensors = self._node.input_tensors
+        self._signals = {id(t): signal for t, signal in zip(tensors, inputs, strict=True)}
+        self._given = {id(t): random_like(t) for t in tensors}
+        for key, signal in self._signals.items():  # what goes is constant, or read by nobody
+            for channel in np.flatnonzero(removed[signal.ids]).tolist() if signal.axis else ():
+                place = (slice(None),) * signal.axis + (channel,)
+                self._given[key][place] = np.nan_to_num(signal.values[channel])
+
+    def places(self) -> list[tuple[_Path, int]]:
+        """Returns what could be changed to what: sizes that have changed, and twice those."""
+        sizes: dict[int, set[int]] = {}
+        head_sizes = set()
+        for variable, axis, keep in _cuts(self._layer, self._graph, self._removed):
+            if not keep.all():
+                for factor in (1, 2):
+                    sizes.setdefault(factor * keep.size, set()).add(factor * int(keep.sum()))
+                if axis == 1 and len(variable.shape) == 3:  # (inputs, heads, size)
+                    head_sizes.add(int(variable.shape[-1]))
+        # The size of a head that follows from their number must be said, once there are fewer.
+        return [
+            (path, size)
+            for path, old in _numbers(self._entry["config"], ())
+            for size in (head_sizes if old is None else sizes.get(old, ()))
+        ]
+
+    def matters(self, changes: dict[_Path, int]) -> bool:
+        """Whether changes give the same weights in other shapes, as far as it can be told.
+
+        What is said of heads matters once there are fewer.
+        """
+        if any(path[-1] in HEAD_SIZES for path in changes):
+            return True
+        new = self._made(changes)
+        before = _shapes(self._layer)
+        return new is None or len(new.weights) == len(before) and _shapes(new) != before
+
+    def fits(self, changes: dict[_Path, int]) -> bool:
+        """Whether a layer of what is left of the weights sends what is left of the outputs."""
+        layer, graph, removed = self._layer, self._graph, self._removed
+        shapes = {id(variable): list(variable.shape) for variable in layer.weights}
+        for variable, axis, keep in _cuts(layer, graph, removed):
+            shapes[id(variable)][axis] = int(keep.sum())
+        new = self._made(changes)
+        if new is None or _shapes(new) != [tuple(shapes[id(v)]) for v in layer.weights]:
+            return False
+        try:
+            fill_resized(layer, new, graph, removed)
+            sent = self._called(layer, lambda x, _: x)
+            wanted = [self._without(y, s) for y, s in zip(sent, self._outputs, strict=True)]
+            return alike(self._called(new, self._without), wanted, layer)
+        except Exception:  # of the user's own code, of the backend: of any kind
+            return False
+
+    def _made(self, changes: dict[_Path, int]) -> keras.Layer | None:
+        """Returns a layer, built by a call, or `None` if that fails."""
+        config = _changed(self._entry["config"], changes)
+        try:
+            # A copy: wrappers take their configuration apart.
+            entry = copy.deepcopy(self._entry | {"config": config})
+            new: keras.Layer = model_from_config(self._model, entry)
+            self._called(new, self._without)
+        except Exception:  # of the user's own code, of the backend: of any kind
+            return None
+        return new
+
+    def _called(self, layer: keras.Layer, cut: Callable[[Array, Signal], Array]) -> list[Array]:
         args, kwargs = with_tensors(
-            (node.arguments.args, node.arguments.kwargs),
-            lambda t: keras.ops.convert_to_tensor(cut(given[id(t)], signals[id(t)])),
+            (self._node.arguments.args, self._node.arguments.kwargs),
+            lambda t: keras.ops.convert_to_tensor(cut(self._given[id(t)], self._signals[id(t)])),
         )
-        return [as_floats(y) for y in keras.tree.flatten(which(*args, **kwargs))]
+        return [as_floats(y) for y in keras.tree.flatten(layer(*args, **kwargs))]
 
-    def without(values: Array, signal: Signal) -> Array:
-        return np.compress(~removed[signal.ids], values, signal.axis) if signal.axis else values
+    def _without(self, values: Array, signal: Signal) -> Array:
+        keep = ~self._removed[signal.ids]
+        return np.compress(keep, values, signal.axis) if signal.axis else values
 
-    called(new, without)  # builds it
-    if [tuple(w.shape) for w in new.weights] != shapes:
-        return False
-    fill_resized(layer, new, graph, removed)
-    wanted = [without(y, s) for y, s in zip(called(layer, lambda x, _: x), outputs, strict=True)]
-    return alike(called(new, without), wanted, layer)
+
+def _shapes(layer: keras.Layer) -> list[tuple[int, ...]]:
+    return [tuple(variable.shape) for variable in layer.weights]
 
 
 def alike(ours: list[Array], theirs: list[Array], layer: keras.Layer) -> bool:
@@ -138,20 +198,6 @@ def alike(ours: list[Array], theirs: list[Array], layer: keras.Layer) -> bool:
         a.shape == b.shape and np.abs(a - b).max(initial=0) <= tolerance * np.abs(b).max(initial=0)
         for a, b in zip(ours, theirs, strict=True)
     )
-
-
-def _new_shapes(
-    layer: keras.Layer, graph: ChannelGraph, removed: BoolArray
-) -> tuple[dict[int, int], list[tuple[int, ...]]]:
-    """Returns which sizes become which, and the new shapes of the layer's weights."""
-    sizes: dict[int, int] = {}
-    shapes = {id(variable): list(variable.shape) for variable in layer.weights}
-    for variable, axis, keep in _cuts(layer, graph, removed):
-        old, new = len(keep), int(keep.sum())
-        shapes[id(variable)][axis] = new
-        if old != new:
-            sizes |= {factor * old: factor * new for factor in (2, 1)}
-    return sizes, [tuple(shapes[id(variable)]) for variable in layer.weights]
 
 
 def _cuts(
@@ -172,20 +218,11 @@ def _additions(
             yield part, addition
 
 
-def _changes(config: Any, sizes: dict[int, int]) -> Iterator[dict[_Path, int]]:
-    """Yields which entries to change to what, few of them first."""
-    places = [(path, sizes[size]) for path, size in _numbers(config, ()) if size in sizes]
-    choices = (
-        dict(chosen)
-        for count in range(len(places) + 1)
-        for chosen in itertools.combinations(places, count)
-    )
-    yield from itertools.islice(choices, _MOST_TRIES)
-    yield dict(places)
+def _numbers(config: Any, path: _Path) -> Iterator[tuple[_Path, int | None]]:
+    """Yields the whole numbers of a nested configuration, each with the way to it.
 
-
-def _numbers(config: Any, path: _Path) -> Iterator[tuple[_Path, int]]:
-    """Yields the whole numbers of a nested configuration, each with the way to it."""
+    And sizes of heads that are `None`.
+    """
     if isinstance(config, dict):
         for key, part in config.items():
             if key not in ("build_config", "dtype", "seed"):
@@ -195,6 +232,8 @@ def _numbers(config: Any, path: _Path) -> Iterator[tuple[_Path, int]]:
             yield from _numbers(part, (*path, place))
     elif isinstance(config, int) and not isinstance(config, bool):
         yield path, config
+    elif config is None and path and path[-1] in HEAD_SIZES:
+        yield path, None
 
 
 def _changed(config: Any, changes: dict[_Path, int], path: _Path = ()) -> Any:

@@ -14,6 +14,7 @@ import numpy as np
 from keras import layers as kl
 
 from keras_pruning.channels.graph import (
+    HEAD_SIZES,
     Call,
     ChannelGraph,
     IntArray,
@@ -276,12 +277,11 @@ def _nested(graph: ChannelGraph, function: Any, inputs: list[Signal], call: Call
 
 
 def _says_head_size(layer: keras.Layer) -> bool:
-    """Whether its configuration has the size of a head, apart from their number."""
+    """Whether its configuration has an entry for the size of a head, apart from their number."""
     try:
-        config = layer.get_config()
-    except NotImplementedError:
+        return not HEAD_SIZES.isdisjoint(layer.get_config())
+    except Exception:  # of the user's own code: of any kind
         return False
-    return any(isinstance(config.get(name), int) for name in ("head_dim", "key_dim"))
 
 
 def _time_distributed(graph: ChannelGraph, node: Any, call: Call) -> list[Signal]:

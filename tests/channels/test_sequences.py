@@ -463,8 +463,9 @@ class RandomSequenceModel:
         else:
             inputs = keras.Input((6, self.size))
             x = inputs
-        parts = [self.attention, self.feed_forward, self.recurrent, self.own]
-        for part in [self.pick(*parts) for _ in range(self.number(2, 4))]:
+        parts = [self.attention, self.feed_forward, self.recurrent]  # they have units to prune
+        x = self.pick(*parts)(x)
+        for part in [self.pick(*parts, self.own) for _ in range(self.number(1, 3))]:
             x = part(x)
         return keras.Model(inputs, kl.Dense(3)(kl.GlobalMaxPooling1D()(x)))
 
