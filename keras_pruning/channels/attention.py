@@ -39,6 +39,8 @@ def _einsum_dense(
     inputs, kernel, outputs = _axes(layer.equation, [len(x.shape), None, len(output_shape)])
     axis = inputs[x.axis] if x.axis else ""
     if axis and axis not in kernel and axis in outputs:
+        graph.resize(layer, ("output_shape", outputs.index(axis) - len(outputs)), x.ids)
+        _cut_bias(graph, layer, axis, x)
         sent = x.carrying(np.where(x.values == 0, 0.0, np.nan))
         sent = sent.reshaped(output_shape, outputs.index(axis))
         return _behind_bias(graph, layer, sent)
@@ -116,6 +118,8 @@ def attention(graph: ChannelGraph, call: Call) -> Signal | list[Signal]:
         raise NoRule("has other projections than those of Keras's attention")
     given = call.named
     query, value = given["query"], given["value"]
+    key = value if given.get("key") is None else given["key"]
+    masks = [x for name, x in given.items() if "mask" in name and isinstance(x, Signal)]
     size = (*query.shape[:-1], None, None)
     if len(size) != 4:
         raise NoRule("attends along several axes")
@@ -124,8 +128,7 @@ def attention(graph: ChannelGraph, call: Call) -> Signal | list[Signal]:
         return _einsum_dense(graph, parts[name], x, size)
 
     queries, values = projected("query", query), projected("value", value)
-    keys = projected("key", given.get("key", value))
-    heads = _attended(graph, layer, queries, keys, values)
+    heads = _attended(graph, layer, queries, projected("key", key), values, masks)
     if "gate" in parts:
         gates = projected("gate", query)
         graph.join(heads.ids, gates.ids)
@@ -141,9 +144,18 @@ def attention(graph: ChannelGraph, call: Call) -> Signal | list[Signal]:
 
 
 def _attended(
-    graph: ChannelGraph, operation: Any, query: Signal, key: Signal, value: Signal
+    graph: ChannelGraph,
+    operation: Any,
+    query: Signal,
+    key: Signal,
+    value: Signal,
+    masks: Sequence[Signal],
 ) -> Signal:
     """What attention sends: a head for each of the query, zero where the value is."""
+    for mask in masks:
+        graph.block(mask.ids, f"'{operation.name}' takes it as a mask")
+        if len(mask.shape) == 4 and mask.shape[1] != 1:
+            graph.block(query.ids, f"'{operation.name}' has a mask for each head")
     graph.join(key.ids, value.ids)
     shared, rest = divmod(len(query.ids), max(len(value.ids), 1))
     if rest or query.axis != _HEADS or value.axis != _HEADS or key.axis != _HEADS:
@@ -159,10 +171,8 @@ def dot_product_attention(graph: ChannelGraph, call: Call) -> Signal:
         graph.on_axis(x, _HEADS, call.operation, "attends to it head by head")
         for x in call.inputs[:3]
     ]
-    for other in call.inputs[3:]:
-        if len(other.shape) == 4 and other.shape[1] != 1:  # a mask or bias for each head
-            graph.block(tensors[0].ids, f"'{call.operation.name}' has a mask for each head")
-    sent = _attended(graph, call.operation, *tensors)
+    query, key, value = tensors
+    sent = _attended(graph, call.operation, query, key, value, call.inputs[3:])
     return sent.reshaped(call.output_shape, _HEADS)
 
 
@@ -170,7 +180,7 @@ def einsum(graph: ChannelGraph, call: Call) -> Signal:
     """`keras.ops.einsum`: channels that all operands name pass, others stay."""
     ranks = [len(x.shape) for x in call.inputs]
     axes = _axes(call.operation.subscripts, [*ranks, len(call.output_shape)])
-    first, *_, second = call.inputs
+    first, second = call.inputs[0], call.inputs[-1]
     if second.weight is not None and ranks[1:] == [2]:
         x, kernel, out = axes
         if x[:-1] == out[:-1] and kernel == x[-1] + out[-1]:

@@ -153,6 +153,7 @@ class ChannelGraph:
     ) -> None:
         self.what_if = what_if
         self.closed = closed or {}  # layers not to look into, and why
+        self.is_sure = True  # only layers whose rules have been proved at length
         self.bound = ""  # why heads stay, inside a layer that cannot be rebuilt of what it calls
         # The node, what it receives and what it sends.
         self.opened: dict[keras.Layer, tuple[Any, list[Signal], list[Signal]]] = {}

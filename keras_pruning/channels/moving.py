@@ -33,6 +33,8 @@ def moved(graph: ChannelGraph, call: Call) -> Signal:
     of a head, where the channels are spread over heads.
     """
     x, operation = call.input, call.operation
+    if np.ndim(getattr(operation, "repeats", 0)):
+        raise NoRule("repeats each of its entries another number of times")
     shape = [size or _OPEN for size in x.shape]
     along = [1] * len(shape)
     along[x.axis] = -1
@@ -95,6 +97,8 @@ def split(graph: ChannelGraph, call: Call) -> list[Signal]:
 def reduced(graph: ChannelGraph, call: Call, keeps_constants: bool = True) -> Signal:
     """A mean, maximum or sum over other axes than the channels'."""
     x, axis = call.input, call.operation.axis
+    if getattr(call.operation, "initial", None) is not None:
+        raise NoRule("starts from a number of its own")
     axes = [axis] if isinstance(axis, int) else range(len(x.shape)) if axis is None else axis
     axes = {a % len(x.shape) for a in axes}
     if x.axis in axes:
@@ -107,8 +111,9 @@ def reduced(graph: ChannelGraph, call: Call, keeps_constants: bool = True) -> Si
 def elementwise(graph: ChannelGraph, call: Call) -> Signal:
     """An operation on one tensor, element by element, such as `keras.ops.relu`."""
     x = call.input
-    if len(call.arguments) != 1:
-        raise NoRule("is called with more than a tensor")
+    held = [v for name, v in vars(call.operation).items() if not name.startswith("_")]
+    if len(call.arguments) != 1 or any(np.ndim(v) for v in held if not isinstance(v, str)):
+        raise NoRule("is called with more than a tensor and numbers")
     return x.carrying(through(call.operation.call, x.values))
 
 

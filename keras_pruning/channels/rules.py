@@ -237,6 +237,8 @@ def bidirectional(graph: ChannelGraph, call: Call) -> list[Signal]:
 def embedding(graph: ChannelGraph, call: Call) -> Signal:
     """Its columns are channels that stay, unless what they are added to goes."""
     layer = call.operation
+    for places in call.inputs:
+        graph.block(places.ids, f"'{layer.name}' looks it up")
     table = as_array(layer.embeddings)
     ids = graph.cut(layer, "embeddings", 1, graph.new(table.shape[1]))
     graph.resize(layer, "output_dim", ids)
@@ -284,7 +286,9 @@ def normalization(graph: ChannelGraph, call: Call) -> Signal:
     for scale in call.inputs[1:]:
         graph.block(scale.ids, f"'{call.operation.name}' scales by it")
     axes = [axis] if isinstance(axis, int) else range(len(x.shape)) if axis is None else axis
-    if x.axis in [a % len(x.shape) for a in axes]:
+    # GroupNormalization goes along all axes, whichever it takes the groups of.
+    in_groups = isinstance(call.operation, kl.GroupNormalization)
+    if in_groups or x.axis in [a % len(x.shape) for a in axes]:
         kind = type(call.operation).__name__
         graph.block(x.ids, f"'{call.operation.name}' ({kind}) normalizes over it")
     return x.carrying(np.full(len(x.ids), np.nan))
@@ -388,9 +392,10 @@ def is_elementwise(activation: Any) -> bool:
             keras.ops.convert_to_numpy(activation(keras.ops.convert_to_tensor(values)))
             for values in (x, x.reshape(-1, 1))
         )
+        same = np.allclose(rows, entries.reshape(x.shape), atol=1e-6)
     except Exception:  # of the user's own code, of the backend: of any kind
         return False
-    return rows.size == x.size and np.allclose(rows.reshape(-1), entries.reshape(-1), atol=1e-6)
+    return rows.shape == x.shape and same
 
 
 def through(function: Callable[[Any], Any] | None, values: FloatArray) -> FloatArray:

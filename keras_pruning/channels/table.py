@@ -124,8 +124,8 @@ _OPERATION_RULES: dict[str, Rule] = {  # by name: the classes of operations are 
         (
             "Absolute", "Cast", "Celu", "Clip", "ConvertToTensor", "Copy", "Cos", "Elu", "Erf",
             "Exp", "Expm1", "Gelu", "HardSigmoid", "HardSilu", "LeakyRelu", "Log1p", "LogSigmoid",
-            "Negative", "Reciprocal", "Relu", "Relu6", "Rsqrt", "Selu", "Sigmoid", "Silu", "Sin",
-            "Softplus", "Softsign", "Sqrt", "Square", "StopGradient", "Tanh", "ZerosLike",
+            "Negative", "ReLU", "Reciprocal", "Relu", "Relu6", "Rsqrt", "Selu", "Sigmoid", "Silu",
+            "Sin", "Softplus", "Softsign", "Sqrt", "Square", "StopGradient", "Tanh", "ZerosLike",
         ),
         moving.elementwise,
     ),

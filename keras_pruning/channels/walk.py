@@ -207,14 +207,16 @@ def _apply(graph: ChannelGraph, node: Any, inputs: list[Signal]) -> list[Signal]
             raise NoRule(graph.refused[operation])
         if operation in graph.closed:
             raise NoRule(graph.closed[operation])
-        call = _call(node, inputs)
+        call = _call(graph, node, inputs)
         function = functional_graph(operation)
+        graph.is_sure &= isinstance(operation, keras.Layer) and not is_composite(operation)
         if function is not None:
             sent = _nested(graph, function, inputs, call)
         else:
             try:
                 sent = _by_rule(graph, node, call)
             except NoRule as why:
+                graph.is_sure = False
                 return _looked_into(graph, node, inputs, why)
         if function is not None or is_composite(operation):
             graph.opened.setdefault(operation, (node, inputs, sent))
@@ -233,14 +235,21 @@ def _by_rule(graph: ChannelGraph, node: Any, call: Call) -> list[Signal]:
     """Returns the signals that a call sends on by the rule of its kind."""
     if isinstance(call.operation, kl.TimeDistributed):
         return _time_distributed(graph, node, call)
-    sent = rule_of(call.operation, {*call.options})(graph, call)
+    rule = rule_of(call.operation, {*call.options})
+    try:
+        sent = rule(graph, call)
+    except NoRule:
+        raise
+    except Exception as error:  # arguments that a rule does not know of
+        text = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise NoRule(f"is called in a way that is not known ({text})") from error
     return sent if isinstance(sent, list) else [sent]
 
 
-def _call(node: Any, inputs: list[Signal]) -> Call:
+def _call(graph: ChannelGraph, node: Any, inputs: list[Signal]) -> Call:
     """The call of a node, with signals in the place of its tensors; masks are left out.
 
-    Which steps of a sequence count has nothing to do with channels.
+    Which steps of a sequence count has nothing to do with its channels; those of the mask stay.
     """
     signals = iter(inputs)
 
@@ -255,6 +264,9 @@ def _call(node: Any, inputs: list[Signal]) -> Call:
 
     filled = (node.arguments.args, node.arguments.kwargs)
     args, kwargs = keras.tree.map_structure(signal_of, filled)
+    for mask in keras.tree.flatten(kwargs.get("mask")):
+        if isinstance(mask, Signal):
+            graph.block(mask.ids, f"'{node.operation.name}' takes it as a mask")
     options = {k: v for k, v in kwargs.items() if k != "mask" and v is not None and v is not False}
     return Call(node.operation, tuple(args), options, [tuple(t.shape) for t in node.output_tensors])
 
@@ -312,6 +324,8 @@ def _looked_into(graph: ChannelGraph, node: Any, inputs: list[Signal], why: NoRu
     layer, arguments = node.operation, node.arguments
     if not isinstance(layer, keras.Layer) or arguments.kwargs.get("training"):
         raise why
+    if arguments.kwargs.get("mask") is not None:
+        raise NoRule(f"{why}, and is called with a mask")
     signals = {id(t): signal for t, signal in zip(node.input_tensors, inputs, strict=True)}
     given: list[Signal] = []
 

@@ -16,6 +16,7 @@ from keras_pruning.models.copies import (
     loss_head,
     model_config,
     model_from_config,
+    python_random_as_before,
     without_lora,
 )
 from keras_pruning.models.functional import (
@@ -30,13 +31,14 @@ from keras_pruning.models.functional import (
     is_of_keras,
     linear_chain,
     nodes_in_order,
+    outputs_structure,
     own_trainable_weights,
     own_weights,
     sublayers,
     with_tensors,
 )
 from keras_pruning.models.kernels import KernelLayer, kernel_layers
-from keras_pruning.models.listening import random_inputs, random_like, with_sizes
+from keras_pruning.models.listening import random_inputs, random_like, states_kept, with_sizes
 from keras_pruning.models.products import LinearMap, linear_maps, sample
 
 __all__ = [
@@ -73,11 +75,14 @@ __all__ = [
     "model_from_config",
     "nodes_in_order",
     "outputs_of",
+    "outputs_structure",
     "own_trainable_weights",
     "own_weights",
+    "python_random_as_before",
     "random_inputs",
     "random_like",
     "sample",
+    "states_kept",
     "sublayers",
     "with_sizes",
     "with_tensors",

@@ -30,6 +30,7 @@ __all__ = [
     "loss_head",
     "model_config",
     "model_from_config",
+    "python_random_as_before",
     "without_lora",
 ]
 
@@ -170,7 +171,7 @@ def model_from_config(model: keras.Model, config: dict[str, Any]) -> keras.Model
     objects = _custom_objects(model)
     _refer_to_functions(model, config, objects)
     try:
-        with warnings.catch_warnings(), _python_random_as_before():
+        with warnings.catch_warnings(), python_random_as_before():
             # Layers without a build() are built when the graph is made: by their call.
             warnings.filterwarnings("ignore", r"`build\(\)` was called on layer")
             # A Lambda layer's code is in this process already: nothing unsafe is loaded.
@@ -191,7 +192,7 @@ def can_be_made_anew(layer: keras.Layer) -> bool:
 
 
 @contextlib.contextmanager
-def _python_random_as_before() -> Iterator[None]:
+def python_random_as_before() -> Iterator[None]:
     """Keras draws the seeds of initializers from Python's random numbers: a copy's do not count."""
     state = random.getstate()
     try:

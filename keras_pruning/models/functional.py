@@ -1,9 +1,9 @@
 """The layers of a Keras model, and the graph of calls that a functional one shows.
 
 Keras has no public way to walk a functional graph or to list nested layers; the few private
-names this takes (`_flatten_layers`, `_functional`, `_inputs_struct`, `_nodes_by_depth`,
-`_inbound_nodes`, `_outbound_nodes`, `_trainable_variables`, `_non_trainable_variables`) stay in
-this module.
+names this takes (`_flatten_layers`, `_functional`, `_inputs_struct`, `_outputs_struct`,
+`_nodes_by_depth`, `_inbound_nodes`, `_outbound_nodes`, `_trainable_variables`,
+`_non_trainable_variables`) stay in this module.
 """
 
 import contextlib
@@ -27,6 +27,7 @@ __all__ = [
     "is_of_keras",
     "linear_chain",
     "nodes_in_order",
+    "outputs_structure",
     "own_trainable_weights",
     "own_weights",
     "sublayers",
@@ -97,6 +98,7 @@ class Inside:
     outputs: list[Any]
     nodes: list[Any]  # the calls, each after those it takes its inputs from
     arguments: tuple[Any, dict[str, Any]]  # that it was called with
+    returned: Any  # the structure of the outputs
 
 
 def inside(layer: keras.Layer, args: Any, kwargs: dict[str, Any]) -> Inside:
@@ -110,12 +112,13 @@ def inside(layer: keras.Layer, args: Any, kwargs: dict[str, Any]) -> Inside:
     given = [t for t in keras.tree.flatten((args, kwargs)) if isinstance(t, keras.KerasTensor)]
     own = {name: v for name, v in vars(layer).items() if isinstance(v, keras.Variable)}
     stand_ins = {name: keras.KerasTensor(tuple(v.shape), v.dtype) for name, v in own.items()}
-    if "training" in inspect.signature(layer.call).parameters:
-        kwargs = kwargs | {"training": False}
-    with _without_new_nodes(layer), _constants_noted(layer) as sources:
+    takes_training = "training" in inspect.signature(layer.call).parameters
+    training = {"training": False} if takes_training else {}
+    with _as_before(layer), _constants_noted(layer) as sources:
         vars(layer).update(stand_ins)
         try:
-            sent = keras.tree.flatten(layer.call(*args, **kwargs))
+            returned = layer.call(*args, **kwargs, **training)
+            sent = keras.tree.flatten(returned)
             starts = [*given, *stand_ins.values(), *(tensor for tensor, *_ in sources)]
             at_once = {id(tensor) for tensor in starts}
             outputs = [keras.ops.copy(t) if id(t) in at_once else t for t in sent]
@@ -124,23 +127,27 @@ def inside(layer: keras.Layer, args: Any, kwargs: dict[str, Any]) -> Inside:
         except Exception as error:  # of the user's own code, of the backend: of any kind
             text = (str(error).strip() or "no message").splitlines()[0][:200]
             raise CannotTrace(f"{type(error).__name__}: {text}") from error
-        finally:
-            vars(layer).update(own)
     nodes = [node for node in nodes_in_order(function) if node.input_tensors]
     read = {id(tensor) for node in nodes for tensor in node.input_tensors}
     weights = [(stand_ins[name], v) for name, v in own.items() if id(stand_ins[name]) in read]
-    return Inside(given, weights, sources, list(function.outputs), nodes, (args, kwargs))
+    arguments = (args, kwargs)
+    return Inside(given, weights, sources, list(function.outputs), nodes, arguments, returned)
 
 
 @contextlib.contextmanager
-def _without_new_nodes(layer: keras.Layer) -> Iterator[None]:
-    """Takes the calls that are noted meanwhile away from the layers again."""
+def _as_before(layer: keras.Layer) -> Iterator[None]:
+    """Gives layers their attributes back, and takes away the calls that are noted meanwhile."""
     parts = all_layers(layer)
-    before = [(len(part._inbound_nodes), len(part._outbound_nodes)) for part in parts]
+    before = [
+        (len(part._inbound_nodes), len(part._outbound_nodes), dict(vars(part))) for part in parts
+    ]
     try:
         yield
     finally:
-        for part, (n_inbound, n_outbound) in zip(parts, before, strict=True):
+        for part, (n_inbound, n_outbound, attributes) in zip(parts, before, strict=True):
+            for name in vars(part).keys() - attributes.keys():
+                del vars(part)[name]
+            vars(part).update(attributes)
             del part._inbound_nodes[n_inbound:], part._outbound_nodes[n_outbound:]
 
 
@@ -182,14 +189,9 @@ def _constants_noted(layer: keras.Layer) -> Iterator[list[tuple[Any, keras.Layer
 
         vars(part)["call"], vars(part)["compute_output_spec"] = noted_call, noted_spec
 
-    try:
-        for part in parts:
-            noting(part)
-        yield sources
-    finally:
-        for part in parts:
-            vars(part).pop("call", None)
-            vars(part).pop("compute_output_spec", None)
+    for part in parts:
+        noting(part)
+    yield sources  # `_as_before` takes both away
 
 
 def _with_known_sizes(layer: keras.Layer, args: tuple[Any, ...], sent: Any) -> Any:
@@ -244,6 +246,11 @@ def _arguments(model: keras.Model, dtype: str) -> tuple[tuple[Any, ...], dict[st
 def inputs_structure(function: Any) -> Any:
     """Returns the inputs of a functional graph in the structure in which it takes them."""
     return function._inputs_struct
+
+
+def outputs_structure(function: Any) -> Any:
+    """Returns the outputs of a functional graph in the structure in which it gives them."""
+    return function._outputs_struct
 
 
 def nodes_in_order(function: Any) -> Iterator[Any]:

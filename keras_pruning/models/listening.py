@@ -6,6 +6,7 @@ it directly, since the layers in between send what they sent before.
 """
 
 import contextlib
+import functools
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -104,7 +105,11 @@ def _innermost(layers: Sequence[keras.Layer]) -> list[keras.Layer]:
 def example_of_call(node: Any) -> Example:
     """Returns arguments like those of a call in a functional graph."""
     return keras.tree.map_structure(
-        lambda leaf: random_like(leaf) if isinstance(leaf, keras.KerasTensor) else leaf,
+        lambda leaf: (
+            _random(leaf.shape, keras.backend.standardize_dtype(leaf.dtype))
+            if isinstance(leaf, keras.KerasTensor)
+            else leaf
+        ),
         (tuple(node.arguments.args), dict(node.arguments.kwargs)),
     )
 
@@ -291,14 +296,23 @@ def _disturbed(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return moved.astype(values.dtype)
 
 
-def random_inputs(model: keras.Model) -> Any:
+def random_inputs(model: keras.Model, *, gentle: bool = False) -> Any:
     """Returns two examples for a functional model, in the structure that it takes."""
-    return with_tensors(inputs_structure(functional_graph(model)), random_like)
+    structure = inputs_structure(functional_graph(model))
+    return with_tensors(structure, functools.partial(random_like, gentle=gentle))
 
 
-def random_like(tensor: Any) -> npt.NDArray[Any]:
-    """Returns numbers for a symbolic tensor: floats in [0, 1), or 0 and 1."""
-    return _random(tensor.shape, keras.backend.standardize_dtype(tensor.dtype))
+def random_like(tensor: Any, *, gentle: bool = False) -> npt.NDArray[Any]:
+    """Returns numbers for a symbolic tensor: small and large floats of both signs, or 0 and 1.
+
+    Gentle ones are between 0 and 1, as the numbers of tokens may have to be.
+    """
+    values = _random(tensor.shape, keras.backend.standardize_dtype(tensor.dtype))
+    if gentle or values.dtype.kind != "f" or not values.ndim:
+        return values
+    numbers = np.random.default_rng(1).normal(size=values.shape)
+    numbers[1::2] *= 30
+    return numbers.astype(values.dtype)
 
 
 def _filled(shape: Any, dtype: str, n_examples: int | None) -> Any:

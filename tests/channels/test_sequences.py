@@ -1,6 +1,8 @@
 """Attention, recurrent layers and layers of one's own: smaller, with the same outputs."""
 
 import os
+import random
+import warnings
 from pathlib import Path
 
 import keras
@@ -397,6 +399,227 @@ def test_a_layer_that_hangs_on_its_width_in_another_way_is_replaced():
     with pytest.warns(UserWarning, match=r"'own \(Lying\)'"):
         shrunken, _ = check(model)
     assert "Lying" not in [type(layer).__name__ for layer in shrunken.layers]
+
+
+# What could go wrong without anybody's noticing
+
+
+def unchanged(model, x):
+    """Whatever `shrink` takes away, the outputs are the same."""
+    for ours, theirs in zip(outputs(model, x), outputs(kp.shrink(model), x), strict=True):
+        np.testing.assert_allclose(theirs, ours, rtol=0, atol=1e-6 * np.abs(ours).max())
+
+
+def as_mask(tensor):
+    return ops.cast(tensor, "bool")
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda x: ops.dot_product_attention(
+            *[kl.EinsumDense("btd,dhe->bthe", (6, 4, 2))(x) for _ in range(3)],
+            bias=ops.expand_dims(kl.Dense(6)(x), 1),
+        ),
+        lambda x: kl.MultiHeadAttention(2, 3)(
+            x, x, attention_mask=as_mask(kl.Dense(6, activation="relu")(x))
+        ),
+        lambda x: kl.LSTM(3)(x, mask=as_mask(kl.Dense(6, activation="relu")(kl.Flatten()(x)))),
+        lambda x: kl.Embedding(10, 4)(ops.cast(ops.sigmoid(kl.Dense(3)(x)) * 9, "int32")),
+        lambda x: ops.max(kl.Dense(6, activation="relu")(x), axis=1, initial=0.7),
+        lambda x: kl.GroupNormalization(3, axis=1)(kl.Dense(6)(x)),
+    ],
+    ids=["bias", "attention mask", "mask", "places in a table", "initial number", "groups"],
+)
+def test_what_a_layer_takes_as_something_else_than_channels_stays(build):
+    x = sequence()
+    model = randomize(keras.Model(x, kl.Dense(2)(kl.Flatten()(build(x)))))
+    unchanged(model, inputs_of(model))
+    if kp.prunable_layers(model, "units"):
+        unchanged(kp.prune_units(model, 0.5), inputs_of(model))
+
+
+def test_heads_that_have_a_mask_each_stay():
+    x, mask = sequence(), keras.Input((4, 6, 6), dtype="bool")
+    y = kl.MultiHeadAttention(4, 2, name="mha")(x, x, attention_mask=mask)
+    model = keras.Model([x, mask], kl.Dense(2)(y))
+    assert not [name for name in kp.prunable_layers(model, "units") if "mha/q" in name]
+
+
+class Filling(kl.Layer):
+    def call(self, x, mask=None):
+        return x if mask is None else ops.where(mask[..., None], x, 5.0)
+
+
+def test_a_layer_that_writes_into_masked_steps_keeps_what_it_reads():
+    x = sequence()
+    y = Filling()(kl.Dense(10, activation="relu", name="a")(kl.Masking()(x)))
+    model = keras.Model(x, kl.Dense(2)(kl.Flatten()(kl.Dense(4, name="b")(y))))
+    pruned = kp.prune_units(randomize(model), 0.5)
+    data = inputs_of(model)
+    data[:, 3:] = 0
+    unchanged(pruned, data)
+    assert "is called with a mask" in kp.summary(model).set_index("layer")["spared"]["a"]
+
+
+class Clipping(FeedForward):
+    """Tells large inputs by its width, small ones not."""
+
+    def call(self, x):
+        return ops.clip(super().call(x), -self.width, self.width)
+
+
+def test_a_configuration_must_hold_for_large_inputs_and_negative_ones_too():
+    x = sequence()
+    model = randomize(keras.Model(x, kl.Dense(2)(Clipping(16, 8, name="own")(x))))
+    pruned = kp.prune_units(model, 0.5)
+    with pytest.warns(UserWarning, match=r"'own \(Clipping\)'"):
+        unchanged(pruned, 20 * inputs_of(model))
+
+
+def test_a_constant_goes_into_the_bias_of_an_einsum_dense():
+    x = sequence()
+    y = kl.Dense(6, activation="sigmoid", name="a")(x)
+    y = kl.EinsumDense("btd,de->bte", (6, 4), bias_axes="e")(y)
+    shrunken, table = check(keras.Model(x, kl.Dense(2)(kl.Flatten()(y))))
+    assert table["after"]["a"] == 3
+
+
+def test_a_recurrent_layer_of_zeros_is_refused():
+    x = sequence()
+    model = keras.Model(x, kl.Dense(2)(kl.LSTM(3, name="dead")(x)))
+    model.get_layer("dead").set_weights([0 * w for w in model.get_layer("dead").get_weights()])
+    with pytest.raises(ValueError, match="'dead' has no unit left"):
+        kp.shrink(model)
+
+
+def test_a_table_of_one_row_keeps_a_column():
+    tokens = keras.Input((6,), dtype="int32")
+    y = kl.Dense(3)(kl.Embedding(1, 4)(ops.minimum(tokens, 0)))
+    model = randomize(keras.Model(tokens, kl.Dense(2)(kl.Flatten()(y))))
+    unchanged(model, inputs_of(model))
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [
+        lambda h: ops.repeat(h, [2, 1, 3, 1], axis=-1),
+        lambda h: ops.einsum("bii->bi", ops.stack([h] * 4, axis=1)),
+        lambda h: kl.Activation(lambda x: x * np.arange(4.0, dtype="float32"))(h),
+    ],
+    ids=["repeat", "diagonal", "activation"],
+)
+def test_operations_with_a_number_for_each_channel_keep_them(operation):
+    x = keras.Input((8,))
+    h = kl.Dense(4, activation="relu", name="a")(kl.Dense(6, name="before")(x))
+    model = randomize(keras.Model(x, kl.Dense(2)(operation(h))))
+    pruned = kp.prune_units(model, 0.5, layers=["a", "before"])
+    unchanged(pruned, inputs_of(model))
+    assert kp.summary(kp.shrink(pruned)).set_index("layer")["units"]["a"] == 4
+
+
+class WithTraining(keras.Model):
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.hidden, self.head = kl.Dense(10, activation="relu"), kl.Dense(3)
+
+    def call(self, x, training=None):
+        return {"answer": self.head(self.hidden(x))}
+
+
+def test_a_subclass_that_takes_training_and_returns_a_dict():
+    model = WithTraining()
+    x = np.random.default_rng(0).normal(size=(5, 4))
+    model(x)
+    pruned = kp.prune_units(randomize(model), 0.5)
+    with pytest.warns(UserWarning, match="in their place"):
+        shrunken = kp.shrink(pruned)
+    assert shrunken(x).keys() == {"answer"}
+    np.testing.assert_allclose(outputs(shrunken, x)[0], outputs(pruned, x)[0], atol=1e-6)
+    assert shrunken.count_params() == 4 * 5 + 5 + 5 * 3 + 3
+
+
+class Remembering(FeedForward):
+    """Counts its calls, and remembers what it sent."""
+
+    def build(self, shape):
+        super().build(shape)
+        self.calls = self.add_weight(shape=(), name="calls", trainable=False)
+        self.noise = kl.Dropout(0.5)
+
+    def call(self, x):
+        self.last = x
+        self.calls.assign_add(1.0)
+        return super().call(x) + 0 * self.noise(x, training=True)
+
+
+def test_the_model_passed_in_and_the_random_numbers_of_python_stay_as_they_were():
+    x = sequence()
+    model = randomize(keras.Model(x, kl.Dense(2)(Remembering(16, 8, name="own")(x))))
+    own = model.get_layer("own")
+    wide = own.wide.call
+    own.wide.call = lambda x: 2 * wide(x)  # somebody's own
+    before = [numpy(v).copy() for v in model.variables]
+    attributes, state = {*vars(own)}, random.getstate()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        shrunken = kp.shrink(kp.prune_units(model, 0.5))
+        kp.shrink(model)
+    assert state == random.getstate()
+    assert {*vars(own)} == attributes
+    assert "call" in vars(own.wide)
+    for old, new in zip(before, model.variables, strict=True):
+        np.testing.assert_array_equal(old, numpy(new))
+    del own.wide.call
+    assert shrunken.count_params() <= model.count_params()
+
+
+class Tied(kl.Layer):
+    """Multiplies with its table, turned round."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.table, self.wide, self.narrow = kl.Embedding(10, 8), kl.Dense(16), kl.Dense(8)
+
+    def call(self, tokens):
+        x = self.table(tokens)
+        x = x + self.narrow(ops.relu(self.wide(x)))
+        return ops.matmul(x, ops.transpose(self.table.embeddings))
+
+
+def test_a_tie_between_weights_is_not_cut():
+    tokens = keras.Input((6,), dtype="int32")
+    model = randomize(keras.Model(tokens, Tied(name="own")(tokens)))
+    shrunken, table = kp.shrink(kp.prune_units(model, 0.5), report=True)
+    trained = sum(int(np.prod(v.shape)) for v in shrunken.trainable_variables)
+    assert trained == sum(int(np.prod(v.shape)) for v in model.trainable_variables)
+    assert "would be a constant" in " ".join(table["reason"])
+
+
+def test_frozen_weights_stay_frozen():
+    x = sequence()
+    model = keras.Model(x, kl.Dense(2)(FeedForward(16, 8, name="own")(kl.Dense(8, name="a")(x))))
+    model.get_layer("own").wide.kernel.trainable = False
+    shrunken, _ = check(model)
+    assert not of(shrunken, "own").wide.kernel.trainable
+    assert of(shrunken, "own").wide.bias.trainable
+
+
+class OwnDense(kl.Dense):
+    """A class of one's own, as Keras's."""
+
+
+def test_the_report_counts_the_columns_of_a_layer_of_ones_own():
+    x = keras.Input((6,))
+    y = OwnDense(10, activation="relu", name="own")(x)
+    model = randomize(keras.Model(x, kl.Dense(2)(y)))
+    own = model.get_layer("own")
+    keep = np.arange(10) % 2
+    own.kernel.assign(numpy(own.kernel) * keep)
+    own.bias.assign(numpy(own.bias) * keep)
+    shrunken, table = kp.shrink(model, report=True)
+    assert (table["before"][0], table["after"][0]) == (10, 5)
+    assert of(shrunken, "own").units == 5
 
 
 # Random models
