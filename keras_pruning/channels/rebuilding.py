@@ -339,12 +339,13 @@ def _has_hidden_weight(layer: keras.Layer, found: Inside, symbols: Any) -> bool:
 
     It is told by tracing once more, with other weights.
     """
+    constants = _constants(found)
     before = [np.array(keras.ops.convert_to_numpy(v)) for v in layer.trainable_variables]
     try:
         for variable, values in zip(layer.trainable_variables, before, strict=True):
             variable.assign(values + 1)
         again = inside(layer, *symbols)
-        pairs = zip(_constants(found), _constants(again), strict=True)
+        pairs = zip(constants, _constants(again), strict=True)
         return any(not np.array_equal(a, b, equal_nan=True) for a, b in pairs)
     finally:
         for variable, values in zip(layer.trainable_variables, before, strict=True):
@@ -353,7 +354,8 @@ def _has_hidden_weight(layer: keras.Layer, found: Inside, symbols: Any) -> bool:
 
 def _constants(found: Inside) -> list[Array]:
     leaves = keras.tree.flatten([(n.arguments.args, n.arguments.kwargs) for n in found.nodes])
-    return [as_floats(leaf) for leaf in leaves if keras.ops.is_tensor(leaf)]
+    # Copies: PyTorch's may share the memory of a weight.
+    return [np.array(as_floats(leaf)) for leaf in leaves if keras.ops.is_tensor(leaf)]
 
 
 class _Unroller:
