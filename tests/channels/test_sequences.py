@@ -745,3 +745,60 @@ def test_the_example_of_a_vision_transformer_loses_what_it_prunes(monkeypatch):
     images = np.random.default_rng(0).integers(0, 256, (3, 28, 28)).astype("uint8")
     before, after = outputs(pruned, images)[0], outputs(shrunken, images)[0]
     np.testing.assert_allclose(before, after, rtol=0, atol=1e-5 * np.abs(before).max())
+
+
+# In training
+
+
+def trained_on(model, callbacks, epochs=2):
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(64, 6, 8)), rng.integers(0, 3, 64)
+    model.compile(keras.optimizers.Adam(0.01), keras.losses.SparseCategoricalCrossentropy())
+    model.fit(x, y, batch_size=16, epochs=epochs, callbacks=callbacks, verbose=0)
+    return model
+
+
+def mixed():
+    x = sequence()
+    y = kl.MultiHeadAttention(4, 3, name="mha")(x, x)
+    y = FeedForward(16, 8, name="own")(kl.LayerNormalization()(x + y))
+    y = kl.LSTM(6, name="lstm")(kl.EinsumDense("btd,df->btf", (None, 10), bias_axes="f")(y))
+    return keras.Model(x, kl.Dense(3, activation="softmax")(y))
+
+
+def zeros(model):
+    return [numpy(v) == 0 for v in model.trainable_variables]
+
+
+def test_pruned_heads_and_hidden_units_stay_pruned_in_training_with_all_that_is_theirs():
+    pruned = kp.prune_units(randomize(mixed()), 0.5)
+    before = zeros(pruned)
+    trained = trained_on(pruned, [kp.KeepZeros()])
+    for old, new in zip(before, zeros(trained), strict=True):
+        assert new[old].all()
+    mha = trained.get_layer("mha")
+    assert (numpy(mha.value_dense.bias) == 0).all(axis=1).sum() == 2
+    assert kp.shrink(trained).get_layer("mha").num_heads == 2
+
+
+def test_units_go_little_by_little_while_the_model_is_trained():
+    model = randomize(mixed())
+    schedule = kp.GradualPruning(0.5, begin=0, end=4, every=1, prune=kp.prune_units)
+    shrunken = kp.shrink(trained_on(model, [schedule]))
+    assert of(shrunken, "mha").num_heads == 2
+    assert of(shrunken, "lstm").units == 3
+    assert of(shrunken, "own").width == 8
+
+
+def test_what_is_left_of_a_transformer_is_refitted():
+    model = randomize(mixed())
+    x = np.random.default_rng(1).normal(size=(200, 6, 8))
+    pruned = kp.prune_units(model, 0.5)
+    refitted, table = kp.reconstruct(pruned, model, x, report=True, progress=False)
+    for old, new in zip(zeros(pruned), zeros(refitted), strict=True):
+        assert new[old].all()
+    done = table.set_index("layer")
+    assert done["done"]["mha/attention_output"] == "refitted"
+    assert (
+        done["error_after"]["mha/attention_output"] < done["error_before"]["mha/attention_output"]
+    )
