@@ -35,7 +35,15 @@ from keras_pruning.models import (
     with_tensors,
 )
 
-__all__ = ["CannotUnroll", "alike", "fill_resized", "is_touched", "resized", "unrolled"]
+__all__ = [
+    "CannotUnroll",
+    "alike",
+    "fill_resized",
+    "is_touched",
+    "new_shapes",
+    "resized",
+    "unrolled",
+]
 
 Array = npt.NDArray[Any]
 
@@ -158,11 +166,9 @@ class _Trial:
     def fits(self, changes: dict[_Path, int]) -> bool:
         """Whether a layer of what is left of the weights sends what is left of the outputs."""
         layer, graph, removed = self._layer, self._graph, self._removed
-        shapes = {id(variable): list(variable.shape) for variable in layer.weights}
-        for variable, axis, keep in _cuts(layer, graph, removed):
-            shapes[id(variable)][axis] = int(keep.sum())
         new = self._made(changes)
-        if new is None or _shapes(new) != [tuple(shapes[id(v)]) for v in layer.weights]:
+        wanted_shapes = [shape for _, shape in new_shapes(layer, graph, removed)]
+        if new is None or _shapes(new) != wanted_shapes:
             return False
         try:
             fill_resized(layer, new, graph, removed)
@@ -197,6 +203,16 @@ class _Trial:
     def _without(self, values: Array, signal: Signal) -> Array:
         keep = ~self._removed[signal.ids]
         return np.compress(keep, values, signal.axis) if signal.axis else values
+
+
+def new_shapes(
+    layer: keras.Layer, graph: ChannelGraph, removed: BoolArray
+) -> list[tuple[keras.Variable, tuple[int, ...]]]:
+    """Returns the weights inside a layer, and the shapes that they will have."""
+    shapes = {id(variable): list(variable.shape) for variable in layer.weights}
+    for variable, axis, keep in _cuts(layer, graph, removed):
+        shapes[id(variable)][axis] = int(keep.sum())
+    return [(variable, tuple(shapes[id(variable)])) for variable in layer.weights]
 
 
 def _shapes(layer: keras.Layer) -> list[tuple[int, ...]]:

@@ -4,6 +4,7 @@ Zeros in a kernel cost as much as other numbers. A unit that is zero can be cut 
 the weights that read it, and then the model is smaller on disk and faster anywhere.
 """
 
+import copy
 import warnings
 from collections.abc import Mapping
 from typing import Any, Literal, overload
@@ -19,6 +20,7 @@ from keras_pruning.channels.rebuilding import (
     alike,
     fill_resized,
     is_touched,
+    new_shapes,
     resized,
     unrolled,
 )
@@ -266,6 +268,7 @@ class _Cut:
         self._graph, self._removed = graph, removed
         self._resized: set[keras.Layer] = set()  # by their own configurations
         self.too_large: list[keras.Layer] = []  # whose configurations cannot say the new sizes
+        self._known: dict[str, dict[str, Any] | None] = {}  # of blocks that are made alike
 
     def edit(self, config: dict[str, Any], model: keras.Layer) -> None:
         """Puts the new sizes into the configuration of a model, nested ones included."""
@@ -291,9 +294,15 @@ class _Cut:
         if functional_graph(layer) is not None and _tells_layers(entry):
             self.edit(entry, layer)
             return
-        fitting = resized(model, layer, entry, self._graph, self._removed)
+        config = entry["config"]
+        sizes = [shape for _, shape in new_shapes(layer, self._graph, self._removed)]
+        key = repr((type(layer), config | {"name": ""}, sizes))
+        if key not in self._known:
+            self._known[key] = resized(model, layer, entry, self._graph, self._removed)
+        fitting = self._known[key]
         if fitting is not None:
-            entry["config"] = fitting
+            named = {"name": config["name"]} if "name" in config else {}
+            entry["config"] = copy.deepcopy(fitting) | named
             self._resized.add(layer)
         elif functional_graph(layer) is not None:
             entry |= _config(layer)
