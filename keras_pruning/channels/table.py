@@ -13,7 +13,7 @@ import keras_pruning.channels.rules as rules
 from keras_pruning.channels.graph import NoRule
 from keras_pruning.channels.rules import Rule
 
-__all__ = ["is_composite", "rule_of"]
+__all__ = ["is_composite", "is_proved", "rule_of"]
 
 _ATTENTION = (kl.MultiHeadAttention, kl.GroupQueryAttention)
 
@@ -21,6 +21,19 @@ _ATTENTION = (kl.MultiHeadAttention, kl.GroupQueryAttention)
 def is_composite(operation: Any) -> bool:
     """Whether it has a rule, but holds the layers whose weights are cut."""
     return isinstance(operation, (*_ATTENTION, kl.Bidirectional, kl.TimeDistributed))
+
+
+def is_proved(operation: Any) -> bool:
+    """Whether its rule has been proved at length, so that nobody need compare the result."""
+    young = (
+        *_ATTENTION,
+        kl.Bidirectional,
+        kl.EinsumDense,
+        kl.Embedding,
+        kl.RNN,
+        kl.TimeDistributed,
+    )
+    return isinstance(operation, keras.Layer) and not isinstance(operation, young)
 
 
 def rule_of(operation: Any, options: set[str]) -> Rule:

@@ -23,7 +23,7 @@ from keras_pruning.channels.graph import (
     Shape,
     Signal,
 )
-from keras_pruning.channels.table import is_composite, rule_of
+from keras_pruning.channels.table import is_composite, is_proved, rule_of
 from keras_pruning.models import (
     CannotTrace,
     Inside,
@@ -209,7 +209,7 @@ def _apply(graph: ChannelGraph, node: Any, inputs: list[Signal]) -> list[Signal]
             raise NoRule(graph.closed[operation])
         call = _call(graph, node, inputs)
         function = functional_graph(operation)
-        graph.is_sure &= isinstance(operation, keras.Layer) and not is_composite(operation)
+        graph.is_sure &= is_proved(operation)
         if function is not None:
             sent = _nested(graph, function, inputs, call)
         else:
