@@ -25,7 +25,6 @@ from keras_pruning.models import sublayers
 __all__ = ["attention", "dot_product_attention", "einsum", "einsum_dense", "matmul"]
 
 _HEADS = 2  # the axis of (batch, time, heads, size) that counts them
-_WITH_MASKS = {"mask", "query_mask", "value_mask", "key_mask", "attention_mask", "use_causal_mask"}
 
 
 def einsum_dense(graph: ChannelGraph, call: Call) -> Signal:

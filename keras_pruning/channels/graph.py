@@ -5,8 +5,8 @@ it; where a layer adds two tensors, the ids of the two are joined, since their c
 only be removed together. What a channel carries is followed as well: a channel that is
 the same number for every input and at every position needs no unit.
 
-This module holds the book-keeping; `rules` knows the layers, `walk` goes through a
-model.
+This module holds the book-keeping; `rules`, `moving` and `attention` know the layers, `walk`
+goes through a model.
 """
 
 import inspect
