@@ -37,14 +37,9 @@ def _einsum_dense(
 ) -> Signal:
     inputs, kernel, outputs = _axes(layer.equation, [len(x.shape), None, len(output_shape)])
     axis = inputs[x.axis] if x.axis else ""
-    if axis and axis not in kernel and axis in outputs:
-        graph.resize(layer, ("output_shape", outputs.index(axis) - len(outputs)), x.ids)
-        _cut_bias(graph, layer, axis, x)
-        sent = x.carrying(np.where(x.values == 0, 0.0, np.nan))
-        sent = sent.reshaped(output_shape, outputs.index(axis))
-        return _behind_bias(graph, layer, sent)
-    if axis in kernel and axis in outputs:  # a product for each channel
-        graph.cut(layer, "kernel", kernel.index(axis), x.ids)
+    if axis and axis in outputs:
+        if axis in kernel:  # a product for each channel
+            graph.cut(layer, "kernel", kernel.index(axis), x.ids)
         _cut_bias(graph, layer, axis, x)
         graph.resize(layer, ("output_shape", outputs.index(axis) - len(outputs)), x.ids)
         sent = x.carrying(np.where(x.values == 0, 0.0, np.nan))

@@ -186,11 +186,16 @@ def concatenate(graph: ChannelGraph, call: Call) -> Signal:
     if along == axis:
         ids = np.concatenate([part.ids for part in parts])
         return Signal(call.output_shape, axis, ids, np.concatenate([p.values for p in parts]))
-    for part in parts[1:]:
-        graph.join(parts[0].ids, part.ids)
-    same = np.all([part.values == parts[0].values for part in parts], axis=0)
-    values = np.where(same, parts[0].values, np.nan)
-    return Signal(call.output_shape, along, parts[0].ids, values)
+    return _joined(graph, parts).reshaped(call.output_shape, along)
+
+
+def _joined(graph: ChannelGraph, parts: list[Signal]) -> Signal:
+    """The channels that tensors side by side share."""
+    first, *others = parts
+    for part in others:
+        graph.join(first.ids, part.ids)
+    same = np.all([part.values == first.values for part in parts], axis=0)
+    return first.carrying(np.where(same, first.values, np.nan))
 
 
 def stack(graph: ChannelGraph, call: Call) -> Signal:
@@ -200,11 +205,7 @@ def stack(graph: ChannelGraph, call: Call) -> Signal:
     if axis is None or len(tensors) != len(call.arguments):
         raise NoRule("has no input that can be followed")
     parts = [graph.on_axis(x, axis, call.operation, OTHER_AXIS) for x in tensors]
-    for part in parts[1:]:
-        graph.join(parts[0].ids, part.ids)
-    same = np.all([part.values == parts[0].values for part in parts], axis=0)
-    values = np.where(same, parts[0].values, np.nan)
-    return Signal(call.output_shape, axis + (new <= axis), parts[0].ids, values)
+    return _joined(graph, parts).reshaped(call.output_shape, axis + (new <= axis))
 
 
 def take(graph: ChannelGraph, call: Call) -> Signal:

@@ -21,6 +21,7 @@ from keras_pruning.models import (
     as_floats,
     copy_own_state,
     copy_state,
+    first_line,
     functional_graph,
     inputs_structure,
     inside,
@@ -167,8 +168,7 @@ class _Trial:
         """Whether a layer of what is left of the weights sends what is left of the outputs."""
         layer, graph, removed = self._layer, self._graph, self._removed
         new = self._made(changes)
-        wanted_shapes = [shape for _, shape in new_shapes(layer, graph, removed)]
-        if new is None or _shapes(new) != wanted_shapes:
+        if new is None or _shapes(new) != new_shapes(layer, graph, removed):
             return False
         try:
             fill_resized(layer, new, graph, removed)
@@ -207,12 +207,12 @@ class _Trial:
 
 def new_shapes(
     layer: keras.Layer, graph: ChannelGraph, removed: BoolArray
-) -> list[tuple[keras.Variable, tuple[int, ...]]]:
-    """Returns the weights inside a layer, and the shapes that they will have."""
+) -> list[tuple[int, ...]]:
+    """Returns the shapes that the weights inside a layer will have."""
     shapes = {id(variable): list(variable.shape) for variable in layer.weights}
     for variable, axis, keep in _cuts(layer, graph, removed):
         shapes[id(variable)][axis] = int(keep.sum())
-    return [(variable, tuple(shapes[id(variable)])) for variable in layer.weights]
+    return [tuple(shapes[id(variable)]) for variable in layer.weights]
 
 
 def _shapes(layer: keras.Layer) -> list[tuple[int, ...]]:
@@ -423,8 +423,7 @@ class _Unroller:
             except CannotUnroll:
                 raise
             except Exception as error:  # of the user's own code, of the backend: of any kind
-                text = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-                raise CannotUnroll(operation, text) from error
+                raise CannotUnroll(operation, first_line(error)) from error
         function = functional_graph(operation)
         held = {id(part) for part in all_layers(operation)}
         if function is not None and (prefix or any(id(x) in held for x in self._layers)):

@@ -31,6 +31,7 @@ from keras_pruning.models import (
     compile_like,
     copy_for_inference,
     copy_state,
+    first_line,
     functional_graph,
     kernel_layers,
     model_config,
@@ -209,7 +210,7 @@ def _difference(model: keras.Model, other: keras.Model) -> str:
         try:
             answers = outputs_of(model, example)
         except Exception as error:  # of the user's own code, of the backend: of any kind
-            text = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+            text = first_line(error)
             continue
         if not all(np.isfinite(y).all() for y in answers):
             continue
@@ -295,8 +296,8 @@ class _Cut:
             self.edit(entry, layer)
             return
         config = entry["config"]
-        sizes = [shape for _, shape in new_shapes(layer, self._graph, self._removed)]
-        key = repr((type(layer), config | {"name": ""}, sizes))
+        shapes = new_shapes(layer, self._graph, self._removed)
+        key = repr((type(layer), config | {"name": ""}, shapes))
         if key not in self._known:
             self._known[key] = resized(model, layer, entry, self._graph, self._removed)
         fitting = self._known[key]

@@ -4,7 +4,7 @@ A layer that has no rule is looked into: called with symbolic tensors it shows w
 operations it is made of, and those are followed instead.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -30,6 +30,7 @@ from keras_pruning.models import (
     all_layers,
     batch_norms_after,
     can_be_made_anew,
+    first_line,
     functional_graph,
     inputs_structure,
     inside,
@@ -241,8 +242,7 @@ def _by_rule(graph: ChannelGraph, node: Any, call: Call) -> list[Signal]:
     except NoRule:
         raise
     except Exception as error:  # arguments that a rule does not know of
-        text = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise NoRule(f"is called in a way that is not known ({text})") from error
+        raise NoRule(f"is called in a way that is not known ({first_line(error)})") from error
     return sent if isinstance(sent, list) else [sent]
 
 
@@ -329,23 +329,21 @@ def _looked_into(graph: ChannelGraph, node: Any, inputs: list[Signal], why: NoRu
     signals = {id(t): signal for t, signal in zip(node.input_tensors, inputs, strict=True)}
     given: list[Signal] = []
 
-    def symbol(tensor: Any) -> Any:
-        given.append(replace(signals[id(tensor)], shape=tuple(tensor.shape)))
-        return keras.KerasTensor(tensor.shape, tensor.dtype)
+    def looked_at(shape_of: Callable[[Any], Shape]) -> Inside:
+        given.clear()
 
-    def sized_symbol(tensor: Any) -> Any:
-        shape = with_sizes(tensor.shape)
-        given.append(replace(signals[id(tensor)], shape=shape))
-        return keras.KerasTensor(shape, tensor.dtype)
+        def symbol(tensor: Any) -> Any:
+            given.append(replace(signals[id(tensor)], shape=shape_of(tensor.shape)))
+            return keras.KerasTensor(shape_of(tensor.shape), tensor.dtype)
+
+        return inside(layer, *with_tensors((arguments.args, kwargs), symbol))
 
     kwargs = {k: v for k, v in arguments.kwargs.items() if k not in ("mask", "training")}
     try:
-        found = inside(layer, *with_tensors((arguments.args, kwargs), symbol))
-        is_bound = False
+        found, is_bound = looked_at(tuple), False
     except CannotTrace:
-        given, is_bound = [], True
         try:
-            found = inside(layer, *with_tensors((arguments.args, kwargs), sized_symbol))
+            found, is_bound = looked_at(with_sizes), True
         except CannotTrace as error:
             more = "" if is_of_keras(layer) else f", and cannot be looked into: {error}"
             raise NoRule(f"{why}{more}") from error

@@ -20,6 +20,7 @@ __all__ = [
     "CannotTrace",
     "Inside",
     "batch_norms_after",
+    "first_line",
     "functional_graph",
     "inside",
     "inside_model",
@@ -84,6 +85,11 @@ def functional_graph(model: keras.Layer) -> Any | None:
     return function if runs_it else None
 
 
+def first_line(error: Exception) -> str:
+    """Returns the beginning of what an error says, to be told in a sentence of ours."""
+    return (str(error).strip() or "no message").splitlines()[0][:200]
+
+
 class CannotTrace(Exception):
     """A layer whose call is no graph of layers and operations; the message says why."""
 
@@ -125,8 +131,7 @@ def inside(layer: keras.Layer, args: Any, kwargs: dict[str, Any]) -> Inside:
             used = [t for t in starts if hasattr(t, "_keras_history")]
             function = keras.Function(used, outputs)
         except Exception as error:  # of the user's own code, of the backend: of any kind
-            text = (str(error).strip() or "no message").splitlines()[0][:200]
-            raise CannotTrace(f"{type(error).__name__}: {text}") from error
+            raise CannotTrace(f"{type(error).__name__}: {first_line(error)}") from error
     nodes = [node for node in nodes_in_order(function) if node.input_tensors]
     read = {id(tensor) for node in nodes for tensor in node.input_tensors}
     weights = [(stand_ins[name], v) for name, v in own.items() if id(stand_ins[name]) in read]

@@ -130,6 +130,12 @@ class KernelLayer:
         return slices if bias is None else [*slices, (bias, of_bias, gates)]
 
     @property
+    def unit_bias(self) -> keras.Variable | None:
+        """The bias, if each unit has entries of its own in it."""
+        last = self.unit_slices[-1][0]
+        return last if last is self.bias else None
+
+    @property
     def n_units(self) -> int:
         """How many units it has."""
         return int(self.unit_kernel.shape[self.unit_axis]) // self._gates

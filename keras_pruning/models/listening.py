@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from keras_pruning.models.functional import (
     all_layers,
+    first_line,
     functional_graph,
     inputs_structure,
     own_trainable_weights,
@@ -91,8 +92,9 @@ def listen(operation: keras.Layer, layers: Sequence[keras.Layer], example: Examp
     except CannotRun:
         raise
     except Exception as error:  # of the user's own code, of the backend: of any kind
-        text = (str(error).strip() or "no message").splitlines()[0][:200]
-        raise CannotRun(f"it fails on an example ({type(error).__name__}: {text})") from error
+        raise CannotRun(
+            f"it fails on an example ({type(error).__name__}: {first_line(error)})"
+        ) from error
     return Hearing(by_input, by_layer, len(still[1]))
 
 

@@ -123,8 +123,8 @@ def _gradients(model: keras.Model, x: Any, y: Any, batch_size: int) -> dict[int,
 def _unit_scores(entry: KernelLayer, terms: Any) -> FloatArray:
     columns = entry.unit_columns(terms)
     scores = columns.reshape(-1, columns.shape[-1]).sum(axis=0)
-    bias, axis, gates = entry.unit_slices[-1]
-    if bias is entry.bias:
+    if entry.unit_bias is not None:
+        bias, axis, gates = entry.unit_slices[-1]
         values = np.moveaxis(terms(bias), axis, -1)  # all of a unit's entries
         scores = scores + values.reshape(-1, values.shape[-1] // gates).sum(axis=0)
     return np.abs(scores)

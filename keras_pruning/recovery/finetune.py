@@ -415,8 +415,7 @@ def _unit_vectors(model: keras.Model, entry: KernelLayer) -> list[keras.Variable
     if not entry.has_units or entry.output_if_known is not False:
         return []
     norms = batch_norms_after(model, entry.layer)
-    biases = [v for v, *_ in entry.unit_slices if v is entry.bias]
-    vectors = [*biases, *(v for norm in norms for v in (norm.gamma, norm.beta))]
+    vectors = [entry.unit_bias, *(v for norm in norms for v in (norm.gamma, norm.beta))]
     return [v for v in vectors if v is not None and v.trainable]
 
 
