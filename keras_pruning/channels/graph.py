@@ -150,9 +150,11 @@ class ChannelGraph:
         self,
         what_if: Collection[keras.Layer] | None = None,
         closed: Mapping[keras.Layer, str] | None = None,
+        bound_layers: Mapping[keras.Layer, str] | None = None,
     ) -> None:
         self.what_if = what_if
         self.closed = closed or {}  # layers not to look into, and why
+        self.bound_layers = bound_layers or {}  # not to be rebuilt of what they call, and why
         self.is_sure = True  # only layers whose rules have been proved at length
         self.bound = ""  # why heads stay, inside a layer that cannot be rebuilt of what it calls
         # The node, what it receives and what it sends.

@@ -370,6 +370,15 @@ def _has_hidden_weight(layer: keras.Layer, found: Inside, symbols: Any) -> bool:
             variable.assign(values)
 
 
+def _not_default(layer: keras.Layer, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The keyword arguments of a call without those that say what holds anyway.
+
+    Subclasses of Keras's layers that take more of them do not always know the shape they send.
+    """
+    known = inspect.signature(layer.call).parameters
+    return {k: v for k, v in kwargs.items() if k not in known or v is not known[k].default}
+
+
 def _constants(found: Inside) -> list[Array]:
     leaves = keras.tree.flatten([(n.arguments.args, n.arguments.kwargs) for n in found.nodes])
     # Copies: PyTorch's may share the memory of a weight.
@@ -424,6 +433,7 @@ class _Unroller:
                 raise
             except Exception as error:  # of the user's own code, of the backend: of any kind
                 raise CannotUnroll(operation, first_line(error)) from error
+        kwargs = _not_default(operation, kwargs)
         function = functional_graph(operation)
         held = {id(part) for part in all_layers(operation)}
         if function is not None and (prefix or any(id(x) in held for x in self._layers)):

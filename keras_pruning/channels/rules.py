@@ -22,6 +22,7 @@ from keras_pruning.channels.graph import (
     NoRule,
     Signal,
 )
+from keras_pruning.models import own_weights, stated_axes
 
 Rule = Callable[[ChannelGraph, Call], Signal | list[Signal]]
 
@@ -112,6 +113,45 @@ def _sum(
     graph.cut(layer, variable, unit_axis, ids)
     graph.resize(layer, size, ids)
     return _with_bias(graph, call, x.axis, ids, values)
+
+
+def stated(graph: ChannelGraph, call: Call) -> Signal:
+    """A layer of one's own, as its `prunable_axes` says; the result is compared on examples."""
+    layer = call.operation
+    axes = stated_axes(layer) or {}
+    last = len(call.output_shape) - 1
+    x = graph.on_axis(call.inputs[0], -1, layer, "is said to read the last axis")
+    weights = {v.name: v for v in own_weights(layer)}
+    for name, axis in (axes.get("inputs") or axes.get("channels") or {}).items():
+        if weights[name].shape[axis] != len(x.ids):
+            raise NoRule(
+                f"has {weights[name].shape[axis]} entries of '{name}' for {len(x.ids)} channels, "
+                "unlike what its prunable_axes() says"
+            )
+        graph.cut(layer, name, axis, x.ids)
+    known = np.where(x.values == 0, 0.0, np.nan)
+    if "channels" in axes:
+        return Signal(call.output_shape, last, x.ids, known)
+
+    def rows(role: str) -> npt.NDArray[Any]:  # (..., channels or units)
+        of_role = axes.get(role, {}).items()
+        flat = [np.moveaxis(as_array(weights[n]), a, -1) for n, a in of_role]
+        return np.concatenate([part.reshape(-1, part.shape[-1]) for part in flat])
+
+    if "inputs" in axes:
+        kernel = rows("inputs")[..., None]
+        graph.absorb(layer, x.ids, known, kernel if graph.what_if is None else np.ones_like(kernel))
+    else:
+        graph.block(x.ids, f"'{layer.name}' does not say how it reads it")
+    if "units" not in axes:
+        raise NoRule("makes no units, says its prunable_axes()")
+    silent = (rows("units") == 0).all(axis=0) | (graph.what_if is not None)
+    if len(silent) != call.output_shape[-1]:
+        raise NoRule(f"sends {call.output_shape[-1]} channels, not its {len(silent)} units")
+    ids = graph.make_units(layer, graph.new(len(silent)))
+    for name, axis in axes["units"].items():
+        graph.cut(layer, name, axis, ids)
+    return Signal(call.output_shape, last, ids, np.where(silent, 0.0, np.nan))
 
 
 def sums(kernel: npt.NDArray[Any], known: FloatArray) -> FloatArray:

@@ -106,9 +106,10 @@ def shrink(
 
 def _shrunken(model: keras.Model) -> tuple[keras.Model, pd.DataFrame]:
     closed: dict[keras.Layer, str] = {}
+    bound: dict[keras.Layer, str] = {}
     nothing_goes = ""  # why, if so
     while True:
-        graph = _traced(model, closed)
+        graph = _traced(model, closed, bound)
         groups = graph.groups()
         reasons = graph.reasons(groups)
         _keep_one_each(graph, groups, reasons)
@@ -119,7 +120,7 @@ def _shrunken(model: keras.Model) -> tuple[keras.Model, pd.DataFrame]:
         try:
             shrunken = _cut(model, graph, removed)
         except _NotSoSmall as found:
-            model = _opened_up(model, found.layers, closed)
+            model = _opened_up(model, found.layers, closed, bound)
             continue
         looked_into = [x for x in graph.opened if functional_graph(x) is None]
         is_sure = graph.is_sure and not closed or not removed.any()
@@ -140,12 +141,14 @@ class _NotSoSmall(Exception):
         self.layers = layers
 
 
-def _traced(model: keras.Model, closed: Mapping[keras.Layer, str]) -> ChannelGraph:
+def _traced(
+    model: keras.Model, closed: Mapping[keras.Layer, str], bound: Mapping[keras.Layer, str]
+) -> ChannelGraph:
     kernel_layers(model)  # checks that it is a built model
     for layer in all_layers(model):
         _check_weights(layer)
     try:
-        return trace_channels(model, closed=closed)
+        return trace_channels(model, closed=closed, bound=bound)
     except CannotTrace as why:
         raise ValueError(
             f"Model '{model.name}' ({type(model).__name__}) shows no graph to follow its units "
@@ -177,21 +180,30 @@ def _cut(model: keras.Model, graph: ChannelGraph, removed: BoolArray) -> keras.M
 
 
 def _opened_up(
-    model: keras.Model, layers: list[keras.Layer], closed: dict[keras.Layer, str]
+    model: keras.Model,
+    layers: list[keras.Layer],
+    closed: dict[keras.Layer, str],
+    bound: dict[keras.Layer, str],
 ) -> keras.Model:
-    """Returns the model with what these layers are made of in their place, or closes them."""
+    """Returns the model with what these layers are made of in their place.
+
+    If that fails, a layer is bound to its own configuration, or the second time closed.
+    """
     try:
         opened = unrolled(model, layers)
         difference = _difference(model, opened)
         failed = dict.fromkeys(layers, difference) if difference else {}
     except CannotUnroll as why:
         failed = {why.layer: f"cannot be rebuilt of what it calls: {why}"}
+        if hasattr(why.layer, "prunable_axes"):
+            failed = {why.layer: "does not fit its prunable_axes(), with any numbers it is made of"}
     if failed and layers == [model]:
         raise ValueError(
             f"Model '{model.name}' ({type(model).__name__}), made functional, {failed[model]}."
         )
     if failed:
-        closed |= failed
+        for layer, why_not in failed.items():
+            (closed if layer in bound else bound)[layer] = why_not
         return model
     names = [f"{layer.name} ({type(layer).__name__})" for layer in layers]
     warnings.warn(

@@ -19,8 +19,9 @@ _ATTENTION = (kl.MultiHeadAttention, kl.GroupQueryAttention)
 
 
 def is_composite(operation: Any) -> bool:
-    """Whether it has a rule, but holds the layers whose weights are cut."""
-    return isinstance(operation, (*_ATTENTION, kl.Bidirectional, kl.TimeDistributed))
+    """Whether it has a rule, but is made anew by trial, or holds the layers that are cut."""
+    kinds = (*_ATTENTION, kl.Bidirectional, kl.TimeDistributed)
+    return isinstance(operation, kinds) or hasattr(operation, "prunable_axes")
 
 
 def is_proved(operation: Any) -> bool:
@@ -33,7 +34,11 @@ def is_proved(operation: Any) -> bool:
         kl.RNN,
         kl.TimeDistributed,
     )
-    return isinstance(operation, keras.Layer) and not isinstance(operation, young)
+    return (
+        isinstance(operation, keras.Layer)
+        and not isinstance(operation, young)
+        and not hasattr(operation, "prunable_axes")
+    )
 
 
 def rule_of(operation: Any, options: set[str]) -> Rule:
@@ -48,6 +53,8 @@ def rule_of(operation: Any, options: set[str]) -> Rule:
     rule = _RULES.get(kind) if is_layer else _OPERATION_RULES.get(kind.__name__)
     if isinstance(operation, _ATTENTION):  # those of Keras Hub keep keys for later besides
         rule = attention.attention
+    if hasattr(operation, "prunable_axes"):
+        rule = rules.stated
     if rule is None or (not is_layer and not kind.__module__.startswith("keras.")):
         raise NoRule("has no rule")
     if getattr(operation, "quantization_mode", None) or getattr(operation, "lora_enabled", False):

@@ -4,6 +4,7 @@ A layer that has no rule is looked into: called with symbolic tensors it shows w
 operations it is made of, and those are followed instead.
 """
 
+import contextlib
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from types import SimpleNamespace
@@ -51,6 +52,7 @@ def trace_channels(
     model: keras.Model,
     what_if: Collection[keras.Layer] | None = None,
     closed: Mapping[Any, str] | None = None,
+    bound: Mapping[Any, str] | None = None,
 ) -> ChannelGraph:
     """Follows the channels of a built model.
 
@@ -58,11 +60,12 @@ def trace_channels(
         model: A built model.
         what_if: See `ChannelGraph`.
         closed: Layers that are not to be looked into, and why.
+        bound: Layers that are not to be rebuilt of what they call, and why: heads stay there.
 
     Raises:
         CannotTrace: If the model shows no graph and cannot be looked into.
     """
-    graph = ChannelGraph(what_if, closed)
+    graph = ChannelGraph(what_if, closed, bound)
     found: Any = functional_graph(model)
     if found is None:
         found = inside_model(model)
@@ -285,7 +288,17 @@ def _nested(graph: ChannelGraph, function: Any, inputs: list[Signal], call: Call
     for tensor, signal in zip(function.inputs, inputs, strict=True):
         input_layer = tensor._keras_history[0]
         graph.resize(input_layer, ("batch_shape", signal.axis), signal.ids)
+    pairs = zip(function.inputs, inputs, strict=True)
+    if any(None in t.shape[1:] and None not in s.shape[1:] for t, s in pairs):
+        with contextlib.suppress(CannotTrace):  # what it sends is known better where it is called
+            structure = keras.tree.pack_sequence_as(taken, _symbols_of(function, inputs))
+            return _follow(graph, inside(call.operation, (structure,), {}), inputs)
     return _follow(graph, function, inputs)
+
+
+def _symbols_of(function: Any, inputs: list[Signal]) -> list[Any]:
+    pairs = zip(function.inputs, inputs, strict=True)
+    return [keras.KerasTensor(signal.shape, t.dtype) for t, signal in pairs]
 
 
 def _says_head_size(layer: keras.Layer) -> bool:
@@ -352,6 +365,7 @@ def _looked_into(graph: ChannelGraph, node: Any, inputs: list[Signal], why: NoRu
     before = graph.bound
     if is_bound and not before and not _says_head_size(layer):
         graph.bound = f"'{layer.name}' ({type(layer).__name__}) cannot say how large a head is"
+    graph.bound = graph.bound_layers.get(layer, graph.bound)
     inner = _follow(graph, found, given, layer)
     graph.bound = before
     sent = [

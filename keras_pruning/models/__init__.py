@@ -38,7 +38,12 @@ from keras_pruning.models.functional import (
     sublayers,
     with_tensors,
 )
-from keras_pruning.models.kernels import KernelLayer, kernel_layers
+from keras_pruning.models.kernels import (
+    KernelLayer,
+    kernel_layers,
+    stated_axes,
+    vectors_left_alone,
+)
 from keras_pruning.models.listening import random_inputs, random_like, states_kept, with_sizes
 from keras_pruning.models.products import LinearMap, linear_maps, sample
 
@@ -84,8 +89,10 @@ __all__ = [
     "random_inputs",
     "random_like",
     "sample",
+    "stated_axes",
     "states_kept",
     "sublayers",
+    "vectors_left_alone",
     "with_sizes",
     "with_tensors",
     "without_lora",

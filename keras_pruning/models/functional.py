@@ -8,6 +8,7 @@ names this takes (`_flatten_layers`, `_functional`, `_inputs_struct`, `_outputs_
 
 import contextlib
 import inspect
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -87,7 +88,9 @@ def functional_graph(model: keras.Layer) -> Any | None:
 
 def first_line(error: Exception) -> str:
     """Returns the beginning of what an error says, to be told in a sentence of ours."""
-    return (str(error).strip() or "no message").splitlines()[0][:200]
+    lines = [re.sub("\x1b.*?m", "", line).strip() for line in str(error).splitlines()]
+    said = [x for x in lines if x and not x.startswith("Exception encountered when calling")]
+    return (said or ["no message"])[0][:200]
 
 
 class CannotTrace(Exception):
@@ -110,12 +113,29 @@ class Inside:
 def inside(layer: keras.Layer, args: Any, kwargs: dict[str, Any]) -> Inside:
     """Returns what a layer calls when it is called with symbolic tensors, in prediction.
 
-    Neither the layer nor the tensors are changed.
+    A call that asks for the size of the batch is followed for one example, and what it calls
+    is called again for any number of them. Neither the layer nor the tensors are changed.
 
     Raises:
         CannotTrace: If its `call` fails on symbolic tensors, or does not use them.
     """
-    given = [t for t in keras.tree.flatten((args, kwargs)) if isinstance(t, keras.KerasTensor)]
+    try:
+        return _inside(layer, args, kwargs)
+    except CannotTrace as why:
+        shapes = [t.shape for t in keras.tree.flatten((args, kwargs)) if _is_symbol(t)]
+        if not any(shape[:1] == (None,) for shape in shapes) or any(None in s[1:] for s in shapes):
+            raise
+        one = with_tensors((args, kwargs), lambda t: _with_batch(t, 1))
+        try:
+            return _inside(layer, one[0], one[1], is_one_example=True)
+        except CannotTrace:
+            raise why from None
+
+
+def _inside(
+    layer: keras.Layer, args: Any, kwargs: dict[str, Any], is_one_example: bool = False
+) -> Inside:
+    given = [t for t in keras.tree.flatten((args, kwargs)) if _is_symbol(t)]
     own = {name: v for name, v in vars(layer).items() if isinstance(v, keras.Variable)}
     stand_ins = {name: keras.KerasTensor(tuple(v.shape), v.dtype) for name, v in own.items()}
     takes_training = "training" in inspect.signature(layer.call).parameters
@@ -125,6 +145,8 @@ def inside(layer: keras.Layer, args: Any, kwargs: dict[str, Any]) -> Inside:
         try:
             returned = layer.call(*args, **kwargs, **training)
             sent = keras.tree.flatten(returned)
+            if is_one_example:
+                given, sent = _for_any_number(given, sent)
             starts = [*given, *stand_ins.values(), *(tensor for tensor, *_ in sources)]
             at_once = {id(tensor) for tensor in starts}
             outputs = [keras.ops.copy(t) if id(t) in at_once else t for t in sent]
@@ -133,10 +155,50 @@ def inside(layer: keras.Layer, args: Any, kwargs: dict[str, Any]) -> Inside:
         except Exception as error:  # of the user's own code, of the backend: of any kind
             raise CannotTrace(f"{type(error).__name__}: {first_line(error)}") from error
     nodes = [node for node in nodes_in_order(function) if node.input_tensors]
+    if any(None in _new_shape(node.operation) for node in nodes):
+        raise CannotTrace("it gives a tensor a shape with an open size")
     read = {id(tensor) for node in nodes for tensor in node.input_tensors}
     weights = [(stand_ins[name], v) for name, v in own.items() if id(stand_ins[name]) in read]
     arguments = (args, kwargs)
     return Inside(given, weights, sources, list(function.outputs), nodes, arguments, returned)
+
+
+def _for_any_number(given: list[Any], sent: list[Any]) -> tuple[list[Any], list[Any]]:
+    """Returns the symbols of one example and what became of them, for any number of examples."""
+    new = {id(t): _with_batch(t, None) for t in given}
+    starts = [t for t in given if hasattr(t, "_keras_history")]
+    for node in nodes_in_order(keras.Function(starts, sent)):
+        if not node.input_tensors:
+            continue
+        args, kwargs = with_tensors(
+            (node.arguments.args, node.arguments.kwargs), lambda t: new.get(id(t), t)
+        )
+        received = [t for t in keras.tree.flatten((args, kwargs)) if _is_symbol(t)]
+        is_open = any(t.shape[:1] == (None,) for t in received)
+        operation, shape = node.operation, node.output_tensors[0].shape
+        if is_open and _new_shape(operation) and shape[:1] == (1,):
+            args, kwargs = (args[0],), {}
+            operation = type(operation)((-1, *shape[1:]))
+        outputs = keras.tree.flatten(operation(*args, **kwargs))
+        if is_open and any(t.shape[:1] != (None,) for t in outputs):
+            raise CannotTrace(f"its {operation.name} depends on the size of the batch")
+        new.update({id(t): o for t, o in zip(node.output_tensors, outputs, strict=True)})
+    return [new[id(t)] for t in given], [new.get(id(t), t) for t in sent]
+
+
+def _new_shape(operation: Any) -> tuple[int | None, ...]:
+    """The shape that an operation `reshape` gives, batch and all; of others nothing."""
+    if isinstance(operation, keras.Layer) or type(operation).__name__ != "Reshape":
+        return ()
+    return tuple(operation.get_config()["newshape"])
+
+
+def _is_symbol(leaf: Any) -> bool:
+    return isinstance(leaf, keras.KerasTensor)
+
+
+def _with_batch(tensor: Any, size: int | None) -> Any:
+    return keras.KerasTensor((size, *tensor.shape[1:]), tensor.dtype)
 
 
 @contextlib.contextmanager
@@ -225,9 +287,7 @@ def inside_model(model: keras.Model) -> Inside:
 
 def with_tensors(structure: Any, new: Callable[[Any], Any]) -> Any:
     """Returns a structure of arguments with other things in the place of symbolic tensors."""
-    return keras.tree.map_structure(
-        lambda leaf: new(leaf) if isinstance(leaf, keras.KerasTensor) else leaf, structure
-    )
+    return keras.tree.map_structure(lambda leaf: new(leaf) if _is_symbol(leaf) else leaf, structure)
 
 
 def _arguments(model: keras.Model, dtype: str) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -15,11 +15,12 @@ from keras_pruning.models.functional import (
     all_layers,
     is_of_keras,
     own_trainable_weights,
+    own_weights,
     sublayers,
 )
 from keras_pruning.models.heads import head_layers
 
-__all__ = ["KernelLayer", "kernel_layers"]
+__all__ = ["KernelLayer", "kernel_layers", "stated_axes", "vectors_left_alone"]
 
 _CONV_TRANSPOSE = (kl.Conv1DTranspose, kl.Conv2DTranspose, kl.Conv3DTranspose)
 _SEPARABLE = (kl.SeparableConv1D, kl.SeparableConv2D)
@@ -97,10 +98,25 @@ class KernelLayer:
 
     @property
     def has_units(self) -> bool:
-        """Whether whole units of it can be pruned: Dense, EinsumDense, convolutions, recurrent."""
+        """Whether whole units of it can be pruned: of layers that sum, and where the author says.
+
+        Those are Dense, EinsumDense, convolutions and recurrent layers.
+        """
         if isinstance(self.layer, kl.EinsumDense):
             return bool(_made_axes(self.layer))
+        if stated := stated_axes(self.layer):
+            return "units" in stated
         return isinstance(self.layer, _WITH_UNITS) and not self.is_depthwise
+
+    @property
+    def unit_kind(self) -> str:
+        """What a unit of it is called: "column", "filter", "hidden unit", "head", "slice"."""
+        if not self.has_units:
+            return ""
+        if isinstance(self.layer, kl.EinsumDense):
+            return "head" if len(_made_axes(self.layer)) > 1 else "slice"
+        names = {kl.Dense: "column", _CONV: "filter", _GATED: "hidden unit"}
+        return next((n for kind, n in names.items() if isinstance(self.layer, kind)), "unit")
 
     @property
     def unit_kernel(self) -> keras.Variable:
@@ -113,14 +129,21 @@ class KernelLayer:
         if isinstance(self.layer, kl.EinsumDense) and (made := _made_axes(self.layer)):
             _, kernel, _ = _einsum_axes(self.layer)
             return kernel.index(made[0]) - len(kernel)
+        if stated := stated_axes(self.layer):
+            return stated["units"][self.unit_kernel.name] - len(self.unit_kernel.shape)
         return -2 if isinstance(self.layer, _CONV_TRANSPOSE) else -1
 
     @property
     def unit_slices(self) -> list[tuple[keras.Variable, int, int]]:
         """Where the units are: of each kernel, and the bias last, the axis and how many gates.
 
-        A unit of a recurrent layer has a column in each gate, one gate behind the other.
+        A unit of a recurrent layer has a column in each gate, one gate behind the other. Of a
+        layer of one's own it may have entries in more vectors than the bias.
         """
+        if stated := stated_axes(self.layer):
+            named = {v.name: v for v in own_weights(self.layer)}
+            found = [(named[n], a - len(named[n].shape), 1) for n, a in stated["units"].items()]
+            return sorted(found, key=lambda one: not self._is_kernel(one[0]))
         gates, of_bias, bias = self._gates, -1, self.bias
         if isinstance(self.layer, kl.EinsumDense) and bias is not None:
             of_bias = -len(bias.shape)  # it begins with the first axis that is made, if it has it
@@ -130,10 +153,12 @@ class KernelLayer:
         return slices if bias is None else [*slices, (bias, of_bias, gates)]
 
     @property
-    def unit_bias(self) -> keras.Variable | None:
-        """The bias, if each unit has entries of its own in it."""
-        last = self.unit_slices[-1][0]
-        return last if last is self.bias else None
+    def unit_vectors(self) -> list[keras.Variable]:
+        """What each unit has entries of its own in beside the kernels: the bias, if it has one."""
+        return [variable for variable, *_ in self.unit_slices if not self._is_kernel(variable)]
+
+    def _is_kernel(self, variable: keras.Variable) -> bool:
+        return any(variable is kernel for kernel in self.kernels)
 
     @property
     def n_units(self) -> int:
@@ -146,15 +171,15 @@ class KernelLayer:
         return self.unit_kernel.shape[-1] // self.layer.units if recurrent else 1
 
     def unit_columns(self, read: Callable[[keras.Variable], Any] = _values) -> npt.NDArray[Any]:
-        """All weights of each unit but its bias, shape `(..., units)`."""
+        """The weights of each unit in the kernels, shape `(..., units)`."""
         columns = [
             np.moveaxis(read(variable), axis, -1)
             for variable, axis, _ in self.unit_slices
-            if variable is not self.bias
+            if self._is_kernel(variable)
         ]
-        if not isinstance(self.layer, _GATED):
+        if len(columns) == 1 and self._gates == 1:
             return columns[0]
-        return np.concatenate([column.reshape(-1, self.layer.units) for column in columns])
+        return np.concatenate([column.reshape(-1, self.n_units) for column in columns])
 
     def spread(self, flags: Any, variable: keras.Variable) -> Any:
         """Flags of the units, `(units,)`, in a shape that fits a variable of `unit_slices`.
@@ -187,6 +212,45 @@ class KernelLayer:
     def bias(self) -> keras.Variable | None:
         """The bias, shape `(units,)`, or `None`."""
         return next((v for v in self.layer.weights if v.name == "bias"), None)
+
+
+_ROLES = ("units", "inputs", "channels")
+
+
+def stated_axes(layer: keras.Layer) -> dict[str, dict[str, int]] | None:
+    """Returns what a layer's author says of its weights, by a method `prunable_axes`, or `None`.
+
+    The method returns a dict of roles, each a dict of the name of a weight that the layer holds
+    itself to one of its axes. Channels are those of the last axis of what it receives and sends.
+    "units": the axis counts the units it makes, each of which sends 0 if all its weights are 0.
+    "inputs": the axis counts the channels it receives, of whose products it makes sums.
+    "channels": it treats each channel that it receives apart, and sends 0 for a 0.
+
+    Raises:
+        ValueError: If that names no weights or axes of the layer, or axes of different sizes.
+    """
+    method = getattr(layer, "prunable_axes", None)
+    if method is None or not layer.built:
+        return None
+    says, said = f"prunable_axes() of layer '{layer.name}' ({type(layer).__name__})", method()
+    if not isinstance(said, dict) or not said or not {*said} <= {*_ROLES}:
+        raise ValueError(f"{says} must return a dict with keys of {_ROLES}. Received: {said!r}")
+    if "channels" in said and len(said) > 1:
+        raise ValueError(f"{says}: a layer with 'channels' has neither 'units' nor 'inputs'.")
+    shapes = {v.name: tuple(v.shape) for v in own_weights(layer)}
+    found: dict[str, dict[str, int]] = {}
+    for role, axes in said.items():
+        for name, axis in axes.items():
+            if name not in shapes or not -len(shapes[name]) <= axis < len(shapes[name]):
+                raise ValueError(
+                    f"{says} gives axis {axis} of '{name}' for its {role}. "
+                    f"The layer's own weights have the shapes {shapes}."
+                )
+            found.setdefault(role, {})[name] = axis % len(shapes[name])
+        sizes = {name: shapes[name][axis] for name, axis in found.get(role, {}).items()}
+        if len(set(sizes.values())) != 1:
+            raise ValueError(f"{says} must name axes of one size for its {role}. It has: {sizes}")
+    return found
 
 
 def kernel_layers(model: keras.Model) -> list[KernelLayer]:
@@ -226,6 +290,23 @@ def kernel_layers(model: keras.Model) -> list[KernelLayer]:
     return [
         KernelLayer(name, layer, kernels, heads)
         for name, (_, layer, kernels) in zip(_unique([f[0] for f in found]), found, strict=True)
+    ]
+
+
+def vectors_left_alone(model: keras.Model) -> list[tuple[keras.Layer, keras.Variable]]:
+    """Returns the trainable weights of layers of one's own that no pruning touches.
+
+    Those that are no kernels, as class tokens; biases and scales apart, and what goes with units.
+    """
+    entries = kernel_layers(model)
+    pruned = {id(kernel) for entry in entries for kernel in entry.kernels}
+    pruned |= {id(v) for entry in entries if entry.has_units for v in entry.unit_vectors}
+    own = [part for part in all_layers(model) if not is_of_keras(part)]
+    return [
+        (layer, variable)
+        for layer in own
+        for variable in own_trainable_weights(layer)
+        if id(variable) not in pruned and not variable.name.endswith(_NO_KERNEL_NAMES)
     ]
 
 
@@ -276,6 +357,13 @@ def _kernels(layer: keras.Layer) -> tuple[keras.Variable, ...]:
     for part in all_layers(layer) if isinstance(layer, kl.RNN) else [layer]:
         if not (is_of_keras(part) and isinstance(part, _WITH_KERNELS)):
             found += [v for v in own_trainable_weights(part) if _is_matrix(v)]
+    if units := (stated_axes(layer) or {}).get("units"):
+        found.sort(key=lambda v: v.name not in units)
+        if not found or found[0].name not in units:
+            raise ValueError(
+                f"prunable_axes() of layer '{layer.name}' ({type(layer).__name__}) names no "
+                f"trainable matrix for its units: {sorted(units)}"
+            )
     return tuple({id(v): v for v in found}.values())
 
 

@@ -8,7 +8,12 @@ import keras
 import numpy as np
 import pandas as pd
 
-from keras_pruning.models import KernelLayer, kernel_layers, without_lora
+from keras_pruning.models import (
+    KernelLayer,
+    kernel_layers,
+    vectors_left_alone,
+    without_lora,
+)
 from keras_pruning.pruning.masks import count_nonzero
 from keras_pruning.pruning.scores import Read
 from keras_pruning.pruning.selection import Layers, UnitGroups, choose, unit_groups
@@ -16,7 +21,7 @@ from keras_pruning.pruning.selection import Layers, UnitGroups, choose, unit_gro
 __all__ = ["pruned_share", "summary"]
 
 _COLUMNS = (
-    "layer", "type", "shape", "weights", "zeros", "sparsity", "units", "zero_units",
+    "layer", "type", "shape", "weights", "zeros", "sparsity", "unit", "units", "zero_units",
     "unit_sparsity", "output", "spared",
 )  # fmt: skip
 
@@ -28,18 +33,36 @@ def summary(model: keras.Model) -> pd.DataFrame:
         model: A built Keras model.
 
     Returns:
-        DataFrame with the columns `layer`, `type`, `shape` (of the kernel, or of
-        each), `weights`, `zeros`, `sparsity` (zeros / weights), `units`,
-        `zero_units`, `unit_sparsity` (missing where a layer has no units), `output`
-        (whether it is spared as the output layer; missing where that cannot be told) and
-        `spared`: what pruning leaves out unless `layers=` names it, and why. LoRA weights
-        are counted as merged into their kernel, int4 weights one by one.
+        DataFrame with the columns `layer`, `type`, `shape` (of the kernel, or of each),
+        `weights`, `zeros`, `sparsity` (zeros / weights), `unit` (what a unit of it is: a
+        column, a filter, a head), `units`, `zero_units`, `unit_sparsity` (missing where a
+        layer has no units), `output` (whether it is spared as the output layer; missing
+        where that cannot be told) and `spared`: what pruning leaves out unless `layers=`
+        names it, and why. LoRA weights are counted as merged into their kernel, int4
+        weights one by one. Weights of layers of your own that are no matrices, such as a
+        class token, are never pruned; they come last, by their paths.
     """
     model = without_lora(model)
     entries = kernel_layers(model)
     groups = unit_groups(model, entries)
     rows = [_row(entry, groups) for entry in entries]
+    rows += [_left_alone(layer, variable) for layer, variable in vectors_left_alone(model)]
     return pd.DataFrame(rows, columns=_COLUMNS).astype({"units": "Int64", "zero_units": "Int64"})
+
+
+def _left_alone(layer: keras.Layer, variable: keras.Variable) -> dict[str, Any]:
+    values = keras.ops.convert_to_numpy(variable)
+    zeros = values.size - count_nonzero(values)
+    return {
+        "layer": variable.path,
+        "type": type(layer).__name__,
+        "shape": values.shape,
+        "weights": values.size,
+        "zeros": zeros,
+        "sparsity": zeros / values.size if values.size else math.nan,
+        "unit": "",
+        "spared": "no matrix",
+    }
 
 
 def pruned_share(
@@ -89,6 +112,7 @@ def _row(entry: KernelLayer, groups: dict[str, UnitGroups] | None) -> dict[str, 
         "weights": weights,
         "zeros": zeros,
         "sparsity": zeros / weights,
+        "unit": entry.unit_kind,
         "units": units,
         "zero_units": zero_units,
         "unit_sparsity": zero_units / units if units and zero_units is not None else math.nan,

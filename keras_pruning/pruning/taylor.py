@@ -123,9 +123,9 @@ def _gradients(model: keras.Model, x: Any, y: Any, batch_size: int) -> dict[int,
 def _unit_scores(entry: KernelLayer, terms: Any) -> FloatArray:
     columns = entry.unit_columns(terms)
     scores = columns.reshape(-1, columns.shape[-1]).sum(axis=0)
-    if entry.unit_bias is not None:
-        bias, axis, gates = entry.unit_slices[-1]
-        values = np.moveaxis(terms(bias), axis, -1)  # all of a unit's entries
+    n_kernels = len(entry.unit_slices) - len(entry.unit_vectors)
+    for vector, axis, gates in entry.unit_slices[n_kernels:]:
+        values = np.moveaxis(terms(vector), axis, -1)  # all of a unit's entries
         scores = scores + values.reshape(-1, values.shape[-1] // gates).sum(axis=0)
     return np.abs(scores)
 

@@ -415,7 +415,7 @@ def _unit_vectors(model: keras.Model, entry: KernelLayer) -> list[keras.Variable
     if not entry.has_units or entry.output_if_known is not False:
         return []
     norms = batch_norms_after(model, entry.layer)
-    vectors = [entry.unit_bias, *(v for norm in norms for v in (norm.gamma, norm.beta))]
+    vectors = [*entry.unit_vectors, *(v for norm in norms for v in (norm.gamma, norm.beta))]
     return [v for v in vectors if v is not None and v.trainable]
 
 
@@ -461,7 +461,7 @@ def _has_weights(entry: KernelLayer) -> Any:
     """Which units have a weight that is not zero: boolean, shape `(units,)`."""
     found = []
     for variable, axis, gates in entry.unit_slices:
-        if variable is not entry.bias:
+        if not any(variable is vector for vector in entry.unit_vectors):
             kernel = ops.convert_to_tensor(variable)
             axes = [a for a in range(len(kernel.shape)) if a != len(kernel.shape) + axis]
             # Five times faster on PyTorch than ops.any(ops.not_equal(kernel, 0), axes).

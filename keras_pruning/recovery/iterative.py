@@ -150,7 +150,7 @@ def _pruned_entries(model: keras.Model) -> list[tuple[keras.Variable, Any]]:
     found: list[tuple[keras.Variable, Any]] = []
     for entry in kernel_layers(model):
         norms = batch_norms_after(model, entry.layer) if entry.has_units else []
-        vectors = [entry.unit_bias] if entry.has_units else []
+        vectors = entry.unit_vectors if entry.has_units else []
         vectors += [v for norm in norms for v in (norm.gamma, norm.beta, norm.moving_mean)]
         vectors = [v for v in vectors if v is not None]
         found += zip((*entry.kernels, *vectors), pruned_in(entry, vectors), strict=True)
