@@ -73,7 +73,14 @@ def shrink(
     with other numbers, if there are some with which it sends the same; so is a model of a class
     of its own, as those of Keras Hub. Otherwise the Keras layers and operations that it calls
     take its place, which a warning says; what the class adds, as a `train_step`, stays behind.
-    A layer whose `call` looks at numbers, or needs to know the batch size, keeps its units.
+    A layer whose `call` looks at numbers keeps its units, and one that needs to know the length of
+    its input its heads: give the model around it inputs of a known length.
+
+    The author of a layer can say what its units are, by a method `prunable_axes`. It returns, for
+    weights that the layer holds itself, which axis counts what: "units", the channels it makes
+    (each sends 0 if all its weights are 0); "inputs", the channels over which it sums; or
+    "channels", those that it treats each apart (it sends 0 for a 0). Channels are on the last axis
+    of what comes in and goes out. The sizes in its configuration are found by trial.
 
     Args:
         model: A built Keras model; it is not changed.
@@ -96,6 +103,27 @@ def shrink(
     >>> model = keras.Sequential([keras.Input((8,)), dense(10, name="hidden"), dense(3)])
     >>> _ = model.get_layer("hidden").kernel.assign(np.eye(8, 10))
     >>> shrink(model).get_layer("hidden").units
+    8
+
+    A layer whose author says what its units are:
+
+    >>> class Maxout(keras.layers.Layer):
+    ...     def __init__(self, width, **options):
+    ...         super().__init__(**options)
+    ...         self.width = width
+    ...     def build(self, shape):
+    ...         self.a = self.add_weight((shape[-1], self.width), name="a")
+    ...         self.b = self.add_weight((shape[-1], self.width), name="b")
+    ...     def call(self, x):
+    ...         return keras.ops.maximum(x @ self.a, x @ self.b)
+    ...     def get_config(self):
+    ...         return super().get_config() | {"width": self.width}
+    ...     def prunable_axes(self):
+    ...         return {"units": {"a": 1, "b": 1}, "inputs": {"a": 0, "b": 0}}
+    >>> model = keras.Sequential([keras.Input((8,)), Maxout(10, name="hidden"), dense(3)])
+    >>> _ = model.get_layer("hidden").a.assign(np.eye(8, 10))
+    >>> _ = model.get_layer("hidden").b.assign(np.eye(8, 10))
+    >>> shrink(model).get_layer("hidden").width
     8
     """
     with python_random_as_before():

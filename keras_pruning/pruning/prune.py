@@ -214,7 +214,7 @@ def prunable_layers(
     """Returns the names of the layers that are pruned by default, in model order.
 
     For weights every layer with kernels but the output layer and depthwise kernels; for
-    `method="units"` the Dense and convolutional layers with units that can be removed.
+    `method="units"` the layers with units that can be removed.
     A layer in another one is called "outer/inner", two of one name "dense#1", "dense#2".
 
     Raises:
