@@ -144,7 +144,9 @@ def stated(graph: ChannelGraph, call: Call) -> Signal:
     else:
         graph.block(x.ids, f"'{layer.name}' does not say how it reads it")
     if "units" not in axes:
-        raise NoRule("makes no units, says its prunable_axes()")
+        ids = graph.new(int(call.output_shape[-1] or 0))
+        graph.block(ids, f"'{layer.name}' makes no units, says its prunable_axes()")
+        return Signal(call.output_shape, last, ids, np.full(len(ids), np.nan))
     silent = (rows("units") == 0).all(axis=0) | (graph.what_if is not None)
     if len(silent) != call.output_shape[-1]:
         raise NoRule(f"sends {call.output_shape[-1]} channels, not its {len(silent)} units")

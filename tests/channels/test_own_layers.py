@@ -330,3 +330,65 @@ def test_the_summary_says_what_a_unit_is():
         "dense": "column",
     }
     assert kp.summary(maxout_network())["unit"].tolist() == ["column", "unit", "column", ""]
+
+
+def test_a_promise_that_is_not_kept_is_found_by_comparing():
+    class Shifted(Maxout):
+        def call(self, x):
+            return super().call(x) + 1  # what a unit of zeros sends is no zero
+
+    pruned = kp.prune_units(with_random_weights(maxout_network(Shifted)), 0.5)
+    shrunken, table = kp.shrink(pruned, report=True)
+    assert table.set_index("layer")["after"]["own"] == 10
+    assert "answers otherwise" in table.set_index("layer")["reason"]["own"]
+    x = np.random.default_rng(0).normal(size=(4, 6))
+    np.testing.assert_allclose(answers(shrunken, x), answers(pruned, x), atol=1e-5)
+
+
+def test_a_unit_with_some_weights_left_stays():
+    model = with_random_weights(maxout_network())
+    first, second, shift = model.get_layer("own").weights
+    first.assign(ops.convert_to_numpy(first) * (np.arange(12) > 10)[:, None])
+    assert kp.shrink(model).get_layer("own").width == 10
+    second.assign(ops.zeros_like(second))
+    first.assign(ops.zeros_like(first))
+    shift.assign(np.eye(10)[3])
+    assert kp.shrink(model).get_layer("own").width == 1
+
+
+def test_a_layer_whose_author_names_no_units_loses_what_it_reads():
+    class Reading(Maxout):
+        says = {"inputs": {"first": 0, "second": 1}}
+
+    pruned, shrunken, table = pruned_and_shrunken(maxout_network(Reading))
+    assert table["after"].tolist() == [6, 3]  # of "before", and of the last
+    assert shrunken.get_layer("own").first.shape == (6, 10)
+    assert kp.summary(pruned).set_index("layer")["units"].isna()["own"]
+
+
+class WithCache(kl.MultiHeadAttention):
+    """Takes more than Keras's attention knows the output shape of, as Keras Hub's does."""
+
+    def call(self, query, value, cache=None, **options):
+        return super().call(query, value, **options)
+
+    def compute_output_spec(self, query, value, **options):
+        if "cache" in options:
+            raise TypeError("got an unexpected keyword argument 'cache'")
+        return super().compute_output_spec(query, value)
+
+
+class CachedBlock(CausalBlock):
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.attention = WithCache(4, 2, name="attention")
+
+    def call(self, x):
+        x = x + self.attention(x, x, cache=None)
+        return x + self.narrow(self.wide(x))
+
+
+def test_arguments_that_say_what_holds_anyway_are_left_out_where_a_layer_is_rebuilt():
+    model = model_with(CachedBlock())
+    _, shrunken, table = pruned_and_shrunken(model)
+    assert shrunken.count_params() < 0.65 * model.count_params()
