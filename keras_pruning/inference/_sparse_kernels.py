@@ -287,3 +287,181 @@ def multiply_dense(x, kernel, y):
     for k in range(fours, count):
         for unit in range(len(y)):
             y[unit] += x[active[k]] * kernel[active[k], unit]
+
+
+@intrinsic
+def _load_apart(typing: Any, array: Any, offset: Any, like: Any, pixel: Any, gap: Any) -> Any:
+    """A vector of pixels that lie apart: every second for a `gap` of two, and so on.
+
+    A pixel is as many steps of LANES as the tuple `pixel` is long.
+    """
+    lanes = _Lanes(LANES * len(like))
+    one = _Lanes(LANES)
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        if len(gap) == 1:
+            place = _place(context, builder, signature.args[0], args[0], args[1], lanes)
+            return builder.load(place, align=_ALIGNMENT)
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        start = builder.gep(data, [args[1]])
+        parts = []
+        for step in range(len(like)):
+            pixels, rest = divmod(step, len(pixel))
+            far = LANES * (pixels * len(gap) * len(pixel) + rest)
+            place = builder.gep(start, [ir.Constant(ir.IntType(64), far)])
+            place = builder.bitcast(place, _llvm_type(one).as_pointer())
+            parts.append(builder.load(place, align=_ALIGNMENT))
+        return _joined(builder, parts, LANES)
+
+    return lanes(array, types.intp, like, pixel, gap), build
+
+
+def _joined(builder: Any, parts: list[Any], width: int) -> Any:
+    """One vector of several, which are `width` floats each."""
+    vector, total = parts[0], width
+    for part in parts[1:]:
+        count = total + width
+        if total > width:  # LLVM shuffles vectors of one width alone
+            grow = [*range(width), *[width] * (total - width)]
+            undefined = ir.Constant(ir.VectorType(ir.FloatType(), width), ir.Undefined)
+            part = builder.shuffle_vector(part, undefined, _places(grow))
+        vector = builder.shuffle_vector(vector, part, _places([*range(count)]))
+        total = count
+    return vector
+
+
+def _places(numbers: list[int]) -> Any:
+    return ir.Constant(ir.VectorType(ir.IntType(32), len(numbers)), numbers)
+
+
+@_jit
+def convolve(x, y, sizes, starts, offsets, values, bias, relu, like, pixel, gap):
+    """Writes a convolution without the products of weights that are zero.
+
+    All weights of a unit that read one chunk of channels are one list: a weight and how
+    far from the first pixel of the window the pixel lies that it multiplies.
+
+    Args:
+        x: float32, aligned: a block's inputs, with the border of zeros that the window needs.
+        y: float32, aligned: a block's outputs; written.
+        sizes: int64: rows, columns, units, chunks; then in floats of x: where the first window
+            begins, from one window's row to the next; of y: where the first output stands, from
+            one row to the next, from one unit to the next.
+        starts: int64 `(chunks * units + 1,)`: where the list of each chunk and unit begins.
+        offsets: uint32, in floats of x.
+        values: float32; the weights.
+        bias: float32 `(units,)`.
+        relu: Whether relu follows.
+        like: A tuple; its length tells the floats that are summed at once, in steps of LANES.
+        pixel: A tuple; its length tells the examples of a block, in steps of LANES.
+        gap: A tuple; its length is the stride from one window to the next in its row.
+    """
+    rows, columns, units, chunks, x_first, x_row, y_first, y_row, y_unit = sizes
+    examples = LANES * len(pixel)
+    many = len(like) // len(pixel)  # pixels at once
+    for row in range(rows):
+        for begin in range(0, columns, many):
+            column = min(begin, columns - many)  # the last ones are computed twice
+            window = x_first + row * x_row + column * examples * len(gap)
+            place = y_first + row * y_row + column * examples
+            segment = 0
+            for chunk in range(chunks):
+                rectify = relu and chunk == chunks - 1
+                for unit in range(units):
+                    out = place + unit * y_unit
+                    if chunk == 0:
+                        sums = _splat(bias[unit], like)
+                    else:
+                        sums = _load(y, out, like)
+                    for k in range(np.uint64(starts[segment]), np.uint64(starts[segment + 1])):
+                        pixels = _load_apart(x, window + np.intp(offsets[k]), like, pixel, gap)
+                        sums = _multiply_add(values[k], pixels, sums)
+                    if rectify:
+                        sums = _relu(sums)
+                    _store(y, out, sums)
+                    segment += 1
+
+
+@intrinsic
+def _transpose(typing: Any, x: Any, offset: Any, x_step: Any, y: Any, place: Any, y_step: Any) -> Any:
+    """Writes LANES vectors of x, `x_step` floats apart, to y, `y_step` apart, transposed.
+
+    Four times the first half is interleaved with the second, as cards are shuffled; each
+    float then stands where its row and column are exchanged.
+    """
+    lanes = _Lanes(LANES)
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        def at(array: int, step: int, row: int) -> Any:
+            data = context.make_array(signature.args[array])(context, builder, args[array]).data
+            far = builder.mul(args[step], ir.Constant(ir.IntType(64), row))
+            place = builder.gep(data, [builder.add(args[array + 1], far)])
+            return builder.bitcast(place, _llvm_type(lanes).as_pointer())
+
+        rows = [builder.load(at(0, 2, row), align=4) for row in range(LANES)]
+        half = LANES // 2
+        low = _places([lane // 2 + lane % 2 * LANES for lane in range(LANES)])
+        high = _places([half + lane // 2 + lane % 2 * LANES for lane in range(LANES)])
+        for _ in range(LANES.bit_length() - 1):
+            pairs = [(rows[row], rows[row + half]) for row in range(half)]
+            rows = [builder.shuffle_vector(*pair, part) for pair in pairs for part in (low, high)]
+        for row in range(LANES):
+            builder.store(rows[row], at(3, 5, row), align=4)
+        return context.get_dummy_value()
+
+    return types.void(x, types.intp, types.intp, y, types.intp, types.intp), build
+
+
+@_jit
+def to_block(x, y, first, y_channel, y_row, examples):
+    """Writes `(examples, rows, columns, channels)` as (channel, row, column, example).
+
+    Args:
+        x: float32, as many examples as there are, at most a block.
+        y: float32; a block's room, written.
+        first: Where in y the first pixel stands.
+        y_channel: Floats of y from one channel to the next.
+        y_row: Floats of y from one row to the next.
+        examples: Examples of a block, a multiple of LANES; those that are not there are zero.
+    """
+    count, rows, columns, channels = x.shape
+    flat = x.reshape(x.size)
+    example_size = rows * columns * channels
+    whole = channels // LANES * LANES
+    for pixel in range(rows * columns):
+        place = first + pixel // columns * y_row + pixel % columns * examples
+        for example in range(0, examples, LANES):
+            is_whole = example + LANES <= count
+            start = example * example_size + pixel * channels
+            if is_whole:
+                for channel in range(0, whole, LANES):
+                    out = place + channel * y_channel + example
+                    _transpose(flat, start + channel, example_size, y, out, y_channel)
+            for channel in range(whole if is_whole else 0, channels):
+                out = place + channel * y_channel + example
+                for k in range(min(LANES, count - example)):
+                    y[out + k] = flat[start + k * example_size + channel]
+                for k in range(max(count - example, 0), LANES):
+                    y[out + k] = 0
+
+
+@_jit
+def from_block(y, first, y_channel, y_row, examples, x):
+    """The way back of `to_block`: writes x."""
+    count, rows, columns, channels = x.shape
+    flat = x.reshape(x.size)
+    example_size = rows * columns * channels
+    whole = channels // LANES * LANES
+    for pixel in range(rows * columns):
+        place = first + pixel // columns * y_row + pixel % columns * examples
+        for example in range(0, count, LANES):
+            is_whole = example + LANES <= count
+            start = example * example_size + pixel * channels
+            if is_whole:
+                for channel in range(0, whole, LANES):
+                    out = place + channel * y_channel + example
+                    _transpose(y, out, y_channel, flat, start + channel, example_size)
+            for channel in range(whole if is_whole else 0, channels):
+                out = place + channel * y_channel + example
+                for k in range(min(LANES, count - example)):
+                    flat[start + k * example_size + channel] = y[out + k]
