@@ -24,11 +24,15 @@ from numba.extending import intrinsic, register_model
 
 __all__ = [
     "LANES",
+    "convolve",
     "forward_blocks",
+    "from_block",
     "multiply_dense",
     "multiply_inputs",
     "multiply_sparse",
+    "pool_largest",
     "squeeze",
+    "to_block",
 ]
 
 LANES = 16  # floats in one step of width: an AVX-512 register, two of AVX, four of SSE or NEON
@@ -334,52 +338,126 @@ def _places(numbers: list[int]) -> Any:
     return ir.Constant(ir.VectorType(ir.IntType(32), len(numbers)), numbers)
 
 
+@intrinsic
+def _at_most(typing: Any, vector: Any, limit: Any) -> Any:
+    """The vector with its values above the limit set to it; NaN stays."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        top = _broadcast(builder, args[1], vector)
+        return builder.select(builder.fcmp_ordered(">", args[0], top), top, args[0])
+
+    return vector(vector, types.float32), build
+
+
+@intrinsic
+def _larger(typing: Any, one: Any, other: Any) -> Any:
+    """The larger ones of two vectors' values; NaN if one is."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        stays = builder.fcmp_unordered(">", args[0], args[1])
+        larger = builder.select(stays, args[0], args[1])
+        return builder.select(builder.fcmp_unordered("uno", args[1], args[1]), args[1], larger)
+
+    return one(one, one), build
+
+
+@intrinsic
+def _plus(typing: Any, one: Any, other: Any) -> Any:
+    """The sum of two vectors."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.fadd(args[0], args[1])
+
+    return one(one, one), build
+
+
 @_jit
-def convolve(x, y, sizes, starts, offsets, values, bias, relu, like, pixel, gap):
+def convolve(x, y, z, sizes, starts, offsets, values, bias, limits, like, pixel, gap):
     """Writes a convolution without the products of weights that are zero.
 
-    All weights of a unit that read one chunk of channels are one list: a weight and how
-    far from the first pixel of the window the pixel lies that it multiplies.
+    All weights of a unit that read one chunk of channels are one list: a weight, and how
+    far from the first pixel of the window the pixel lies that it multiplies. A block of
+    pixels meets all lists of one chunk, whose pixels stay in the first-level cache.
 
     Args:
         x: float32, aligned: a block's inputs, with the border of zeros that the window needs.
         y: float32, aligned: a block's outputs; written.
-        sizes: int64: rows, columns, units, chunks; then in floats of x: where the first window
-            begins, from one window's row to the next; of y: where the first output stands, from
-            one row to the next, from one unit to the next.
+        z: float32, aligned: what is added to the outputs, if `sizes` says so.
+        sizes: int64: rows, columns, units, units at once, chunks; then in floats of x: where the
+            first window begins, from one window's row to the next; of y: where the first output
+            stands, from one row to the next, from one unit to the next; as much of z, or -1.
         starts: int64 `(chunks * units + 1,)`: where the list of each chunk and unit begins.
         offsets: uint32, in floats of x.
         values: float32; the weights.
         bias: float32 `(units,)`.
-        relu: Whether relu follows.
+        limits: float32: 0 where relu follows or less; the largest output, or infinity.
         like: A tuple; its length tells the floats that are summed at once, in steps of LANES.
         pixel: A tuple; its length tells the examples of a block, in steps of LANES.
         gap: A tuple; its length is the stride from one window to the next in its row.
     """
-    rows, columns, units, chunks, x_first, x_row, y_first, y_row, y_unit = sizes
+    rows, columns, units, together, chunks = sizes[:5]
+    x_first, x_row, y_first, y_row, y_unit, z_first, z_row, z_unit = sizes[5:]
     examples = LANES * len(pixel)
     many = len(like) // len(pixel)  # pixels at once
-    for row in range(rows):
-        for begin in range(0, columns, many):
-            column = min(begin, columns - many)  # the last ones are computed twice
-            window = x_first + row * x_row + column * examples * len(gap)
-            place = y_first + row * y_row + column * examples
-            segment = 0
-            for chunk in range(chunks):
-                rectify = relu and chunk == chunks - 1
-                for unit in range(units):
-                    out = place + unit * y_unit
-                    if chunk == 0:
-                        sums = _splat(bias[unit], like)
-                    else:
-                        sums = _load(y, out, like)
-                    for k in range(np.uint64(starts[segment]), np.uint64(starts[segment + 1])):
-                        pixels = _load_apart(x, window + np.intp(offsets[k]), like, pixel, gap)
-                        sums = _multiply_add(values[k], pixels, sums)
-                    if rectify:
-                        sums = _relu(sums)
-                    _store(y, out, sums)
-                    segment += 1
+    rectifies, limit = limits[0] == 0, limits[1]
+    is_limited = limit < np.inf
+    for first_unit in range(0, units, together):
+        for row in range(rows):
+            for begin in range(0, columns, many):
+                column = min(begin, columns - many)  # the last ones may be computed twice
+                window = x_first + row * x_row + column * examples * len(gap)
+                place = y_first + row * y_row + column * examples
+                added = z_first + row * z_row + column * examples
+                for chunk in range(chunks):
+                    is_last = chunk == chunks - 1
+                    for unit in range(first_unit, min(first_unit + together, units)):
+                        out = place + unit * y_unit
+                        if chunk > 0:
+                            sums = _load(y, out, like)
+                        else:
+                            sums = _splat(bias[unit], like)
+                            if z_first >= 0:
+                                sums = _plus(sums, _load(z, added + unit * z_unit, like))
+                        segment = chunk * units + unit
+                        for k in range(np.uint64(starts[segment]), np.uint64(starts[segment + 1])):
+                            at = window + np.intp(offsets[k])
+                            pixels = _load_apart(x, at, like, pixel, gap)
+                            sums = _multiply_add(values[k], pixels, sums)
+                        if is_last and rectifies:
+                            sums = _relu(sums)
+                        if is_last and is_limited:
+                            sums = _at_most(sums, limit)
+                        _store(y, out, sums)
+
+
+@_jit
+def pool_largest(x, y, sizes, offsets, like, pixel, gap):
+    """Writes the largest pixels of windows.
+
+    Args:
+        x: As in `convolve`.
+        y: As in `convolve`.
+        sizes: int64: rows, columns, channels; in floats of x: where the first window begins,
+            from one window's row to the next, from one channel to the next; as much of y.
+        offsets: int64, in floats of x: the pixels of a window.
+        like: As in `convolve`, as are those that follow.
+    """
+    rows, columns, channels = sizes[:3]
+    x_first, x_row, x_channel, y_first, y_row, y_channel = sizes[3:]
+    examples = LANES * len(pixel)
+    many = len(like) // len(pixel)
+    for channel in range(channels):
+        for row in range(rows):
+            for begin in range(0, columns, many):
+                column = min(begin, columns - many)
+                window = channel * x_channel + x_first + row * x_row
+                window += column * examples * len(gap)
+                largest = _load_apart(x, window + offsets[0], like, pixel, gap)
+                for k in range(1, len(offsets)):
+                    pixels = _load_apart(x, window + offsets[k], like, pixel, gap)
+                    largest = _larger(largest, pixels)
+                out = channel * y_channel + y_first + row * y_row + column * examples
+                _store(y, out, largest)
 
 
 @intrinsic

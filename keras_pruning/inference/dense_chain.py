@@ -16,14 +16,21 @@ from keras import layers as kl
 
 from keras_pruning.models import linear_chain
 
-__all__ = ["DenseStep", "compact", "read_dense_chain"]
+__all__ = [
+    "ELEMENTWISE",
+    "Affine",
+    "DenseStep",
+    "compact",
+    "read_batch_norm",
+    "read_dense_chain",
+]
 
 FloatArray = npt.NDArray[np.float32]
 Affine = tuple[Any, Any]  # x * scale + offset: numbers, or arrays (units,)
 
 _IDENTITY: Affine = (1.0, 0.0)
 
-_ELEMENTWISE = {
+ELEMENTWISE = {
     getattr(activations, name)
     for name in (
         "elu", "exponential", "gelu", "hard_sigmoid", "leaky_relu", "linear", "mish", "relu",
@@ -73,7 +80,7 @@ def read_dense_chain(
         elif activation and is_linear:
             steps[-1] = replace(steps[-1], activation=activation)
         elif type(layer) is kl.BatchNormalization and _is_plain(layer):
-            norm = _read_batch_norm(layer, given)
+            norm = read_batch_norm(layer, given)
             if is_linear:
                 steps[-1] = _before_affine(steps[-1], norm)
             else:
@@ -84,7 +91,7 @@ def read_dense_chain(
             return None
     if not steps or waiting is not _IDENTITY:
         return None
-    if any(step.activation not in _ELEMENTWISE for step in steps[:-1]):
+    if any(step.activation not in ELEMENTWISE for step in steps[:-1]):
         return None
     return steps
 
@@ -129,7 +136,7 @@ def _read_dense(layer: kl.Dense, given: Mapping[int, npt.NDArray[Any]]) -> Dense
     return DenseStep(kernel, bias, layer.activation)
 
 
-def _read_batch_norm(layer: kl.BatchNormalization, given: Mapping[int, npt.NDArray[Any]]) -> Affine:
+def read_batch_norm(layer: kl.BatchNormalization, given: Mapping[int, npt.NDArray[Any]]) -> Affine:
     """Returns what the layer multiplies by and what it adds, each `(units,)`."""
     mean, variance = _values(layer.moving_mean, given), _values(layer.moving_variance, given)
     scale = 1 / np.sqrt(variance + np.float32(layer.epsilon))
