@@ -461,7 +461,9 @@ def pool_largest(x, y, sizes, offsets, like, pixel, gap):
 
 
 @intrinsic
-def _transpose(typing: Any, x: Any, offset: Any, x_step: Any, y: Any, place: Any, y_step: Any) -> Any:
+def _transpose(
+    typing: Any, x: Any, offset: Any, x_step: Any, y: Any, place: Any, y_step: Any
+) -> Any:
     """Writes LANES vectors of x, `x_step` floats apart, to y, `y_step` apart, transposed.
 
     Four times the first half is interleaved with the second, as cards are shuffled; each

@@ -8,6 +8,7 @@ windows that read the tensor need it. A step that Keras computes gets the exampl
 
 import functools
 import inspect
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import ModuleType
@@ -252,6 +253,7 @@ class Step:
     output: int
 
     way = "dense"  # how it runs, as the report says it
+    zeros = math.nan  # share of its weights
 
     def prepare(self, tensors: list[Tensor | None], examples: int, kernels: ModuleType) -> Work:
         """Returns what computes the step on a block of so many examples."""
@@ -292,6 +294,10 @@ class Linear(Step):
     def way(self) -> str:  # type: ignore[override]
         return "sparse" if len(self.values) < self.weights else "dense"
 
+    @property
+    def zeros(self) -> float:  # type: ignore[override]
+        return 1 - len(self.values) / self.weights if self.weights else math.nan
+
     def border(self, tensors: list[Tensor | None]) -> Border:
         """Returns the border that the windows need around the inputs."""
         sizes = zip(self._pixels(tensors, self.inputs[0]), self._pixels(tensors, self.output),
@@ -314,8 +320,13 @@ class Linear(Step):
         x, y, z = rooms[0], rooms[1], rooms[-1]
         rows, columns = y.shape[1:3]
         is_pointwise = self.shape[2:] == self.strides == (1, 1)
-        if is_pointwise and all(room.row == room.shape[2] * examples for room in rooms) and all(
-            tensors[i] and not any(tensors[i].border) for i in ends  # type: ignore[union-attr]
+        if (
+            is_pointwise
+            and all(room.row == room.shape[2] * examples for room in rooms)
+            and all(
+                tensors[i] and not any(tensors[i].border)
+                for i in ends  # type: ignore[union-attr]
+            )
         ):
             rows, columns = 1, rows * columns
         steps = examples // 16

@@ -1,9 +1,13 @@
-"""A planned network on any number of examples, block after block, shared among threads."""
+"""A planned network on any number of examples, block after block, shared among threads.
+
+Where Keras computes the model faster, as it may with few zeros or few examples, Keras does.
+"""
 
 import functools
 import threading
 import time
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -14,10 +18,14 @@ from keras_pruning.inference.block_layers import Block, Call, Step, Work
 from keras_pruning.inference.planner import Plan
 from keras_pruning.inference.threads import in_threads, one_blas_thread
 
-__all__ = ["BlockNetwork"]
+__all__ = ["BlockNetwork", "FasterOf"]
+
+Array = npt.NDArray[Any]
+Forward = Callable[[Sequence[Array]], list[Array]]
 
 _SIZES = (32, 16)  # examples of a block
-Array = npt.NDArray[Any]
+_MOST_TIMED = 256  # examples on which blocks and Keras are compared
+_TURNS, _SECONDS = 3, 1.0  # of that measurement, at the most
 
 
 class BlockNetwork:
@@ -117,3 +125,74 @@ def _is_of_keras(step: Step) -> bool:
     is_ours = activation is None or activation.is_ours
     return isinstance(step, Call) or not is_ours
 
+
+class FasterOf:
+    """A network that skips zeros and the Keras model it was made from: the faster one runs.
+
+    Which one that is, is measured once for batches of about one size, on the examples of the
+    first call. The outputs are compared then: a layer of the user's own may mix examples,
+    which blocks cannot follow.
+
+    Args:
+        blocks: The network; `None` where Keras computes the model whole.
+        by_keras: Returns the Keras model's outputs for its inputs; `None` where there is none.
+    """
+
+    def __init__(self, blocks: BlockNetwork | None, by_keras: Forward | None) -> None:
+        self.blocks = blocks
+        self._by_keras = by_keras
+        self._is_faster: dict[int, bool] = {}  # by the power of two of the number of examples
+        self._lock = threading.Lock()
+
+    def forward(self, inputs: Sequence[Array]) -> list[Array]:
+        """Returns the outputs, each `(examples, ...)`, for inputs of such shapes."""
+        runs_blocks = self.runs_blocks(inputs)
+        if runs_blocks and self.blocks is not None:
+            return self.blocks.forward(inputs)
+        if self._by_keras is None:
+            raise RuntimeError("There is neither a plan nor a Keras model to run.")
+        return self._by_keras(inputs)
+
+    def runs_blocks(self, inputs: Sequence[Array]) -> bool:
+        """Whether the network that skips zeros is the one that runs on such inputs."""
+        if self.blocks is None or self._by_keras is None:
+            return self.blocks is not None
+        key = min(len(inputs[0]), _MOST_TIMED).bit_length()
+        with self._lock:
+            if self.blocks is not None and key not in self._is_faster:
+                self._is_faster[key] = self._measure([x[:_MOST_TIMED] for x in inputs])
+        return self.blocks is not None and self._is_faster[key]
+
+    def _measure(self, inputs: list[Array]) -> bool:
+        if self.blocks is None or self._by_keras is None:
+            raise RuntimeError("One of the two is missing.")
+        own, expected = self.blocks.forward(inputs), self._by_keras(inputs)
+        if not all(map(_are_equal, own, expected)):
+            warnings.warn(
+                "Computed in blocks of examples, this model gives other outputs than in Keras: a "
+                "layer or operation of its own may mix examples, or draw random numbers. Keras "
+                "computes it.",
+                stacklevel=5,
+            )
+            self.blocks = None
+            return False
+        seconds: list[list[float]] = [[], []]
+        begin = time.perf_counter()
+        for _ in range(_TURNS):
+            for action, taken in zip((self.blocks.forward, self._by_keras), seconds, strict=True):
+                start = time.perf_counter()
+                action(inputs)
+                taken.append(time.perf_counter() - start)
+            if time.perf_counter() - begin > _SECONDS:
+                break
+        return min(seconds[0]) < min(seconds[1])
+
+
+def _are_equal(own: Array, expected: Array) -> bool:
+    """Whether outputs differ by rounding alone, however many layers it went through."""
+    if own.shape != expected.shape:
+        return False
+    largest = np.abs(expected, where=np.isfinite(expected), out=np.zeros(expected.shape)).max(
+        initial=0
+    )
+    return bool(np.allclose(own, expected, rtol=1e-3, atol=1e-3 * largest, equal_nan=True))

@@ -17,8 +17,9 @@ from keras_pruning.inference.block_layers import Activation, Linear, Step, Tenso
 from keras_pruning.inference.dense_chain import ELEMENTWISE, Affine, read_batch_norm
 from keras_pruning.models import functional_graph, is_of_keras, nodes_in_order, with_tensors
 
-__all__ = ["Plan", "plan_blocks"]
+__all__ = ["Plan", "last_uses", "plan_blocks"]
 
+_LEAST_SPARSITY = 0.25  # below, a product that skips zeros takes longer than a dense one
 _PASSED_ON = (
     kl.ActivityRegularization, kl.AlphaDropout, kl.Dropout, kl.GaussianDropout, kl.GaussianNoise,
     kl.Identity, kl.SpatialDropout1D, kl.SpatialDropout2D,
@@ -43,6 +44,12 @@ class Plan:
     inputs: list[int]
     outputs: list[int]
     last: list[list[int]]
+
+    @property
+    def skips_zeros(self) -> bool:
+        """Whether any layer has so many zeros that skipping them may pay."""
+        linear = [step for step in self.steps if isinstance(step, Linear)]
+        return any(step.zeros >= _LEAST_SPARSITY for step in linear)
 
 
 def plan_blocks(model: keras.Model) -> tuple[Plan | None, str]:
@@ -213,7 +220,11 @@ def _activation(function: Any) -> Activation | None:
 
 
 def _linear(
-    layer: Any, inputs: tuple[int, ...], output: int, kernel: npt.NDArray[np.float32], **options: Any
+    layer: Any,
+    inputs: tuple[int, ...],
+    output: int,
+    kernel: npt.NDArray[np.float32],
+    **options: Any,
 ) -> Linear:
     """A step of a kernel `(units, channels, rows, columns)`."""
     places = np.flatnonzero(kernel)
@@ -222,7 +233,9 @@ def _linear(
     options.setdefault("weights", kernel.size)
     values = np.ascontiguousarray(kernel.ravel()[places])
     shape: Any = kernel.shape
-    return Linear(layer.name, type(layer).__name__, inputs, output, shape, places, values, **options)
+    return Linear(
+        layer.name, type(layer).__name__, inputs, output, shape, places, values, **options
+    )
 
 
 def _then_activation(
@@ -447,7 +460,8 @@ def _max_pool(planner: _Planner, layer: Any, inputs: Any, output: int) -> list[S
     steps: list[Step] = []
     if layer.padding == "same":
         (rows, columns, channels), (n_rows, n_columns, _) = (
-            planner.tensors[i].pixels for i in (inputs[0], output)  # type: ignore[union-attr]
+            planner.tensors[i].pixels
+            for i in (inputs[0], output)  # type: ignore[union-attr]
         )
         top, left = options["pads"]
         bottom, right = (
@@ -549,7 +563,7 @@ def _finished(planner: _Planner, outputs: list[int]) -> Plan:
             if tensor is not None:
                 border: Any = tuple(map(max, tensor.border, step.border(tensors)))
                 tensors[step.inputs[0]] = replace(tensor, border=border)
-    return Plan(tensors, steps, planner.inputs, outputs, _last_uses(steps, planner.inputs, outputs))
+    return Plan(tensors, steps, planner.inputs, outputs, last_uses(steps, planner.inputs, outputs))
 
 
 def _reads(step: Step) -> tuple[int, ...]:
@@ -561,7 +575,8 @@ def _writes(step: Step) -> tuple[int, ...]:
     return step.outputs if isinstance(step, bl.Call) else (step.output,)
 
 
-def _last_uses(steps: list[Step], inputs: list[int], outputs: list[int]) -> list[list[int]]:
+def last_uses(steps: list[Step], inputs: list[int], outputs: list[int]) -> list[list[int]]:
+    """Returns of each step the tensors that no later one reads, outputs aside."""
     last = dict.fromkeys(inputs, 0)
     for i, step in enumerate(steps):
         last.update(dict.fromkeys((*_reads(step), *_writes(step)), i))

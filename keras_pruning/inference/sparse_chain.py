@@ -28,7 +28,7 @@ from keras_pruning.inference.dense_chain import DenseStep, compact
 from keras_pruning.inference.threads import check_threads, in_threads, one_blas_thread
 from keras_pruning.pruning import count_nonzero
 
-__all__ = ["SparseChain", "sparse_forward"]
+__all__ = ["SparseChain", "compiled_loops", "sparse_forward"]
 
 FloatArray = npt.NDArray[np.float32]
 Way = Literal["dense", "weights", "inputs"]
@@ -114,6 +114,27 @@ class SparseChain:
             n_threads = max(1, min(self.n_threads, -(-len(x) // rows)))
             in_threads(work, n_threads, on_own_cores=is_compiled)
         return _activate(self.steps[-1], outputs, is_rectified=True)
+
+    def rows(self, x: npt.NDArray[Any]) -> list[tuple[Any, ...]]:
+        """Returns of each step its name, kind, way, share of zeros and share of the time."""
+        x = np.require(x, np.float32, ["C", "W"])
+        ways = self._choose(x, max(len(x), 1))
+        seconds = []
+        with one_blas_thread():
+            for i, way in enumerate(ways):
+                product = self._product(way, i, i + 1)
+                seconds.append(_shortest_seconds([functools.partial(product, x)])[0])
+                x = product(x)
+        total = sum(seconds) or 1.0
+        runs = ["dense" if way == "dense" else "sparse" for way in ways]
+        zeros = [
+            1 - count / max(step.kernel.size, 1)
+            for step, count in zip(self.steps, self._counts, strict=True)
+        ]
+        return [
+            (f"step {i}", "Dense", run, share, taken / total)
+            for i, (run, share, taken) in enumerate(zip(runs, zeros, seconds, strict=True))
+        ]
 
     def _forward_single(self, x: FloatArray) -> FloatArray:
         if not self._single_products:
@@ -212,7 +233,7 @@ def _costs(rows: int) -> _Costs:
         product("weights", 1, density),
         product("weights", 1, 0),  # changes the layout alone
     ]
-    if _kernels() is not None:
+    if compiled_loops() is not None:
         ways += [product("inputs", density, 1), product("inputs", 0, 1)]
     dense, weights, empty, *by_inputs = _shortest_seconds(ways)
     inputs, blank = by_inputs or (np.inf, np.inf)
@@ -275,7 +296,7 @@ def _dense_product(steps: list[DenseStep]) -> Product:
 
 def _weights_product(steps: list[DenseStep]) -> Product:
     """Returns a function that skips weights of zero, of several steps in one go."""
-    kernels = _kernels()
+    kernels = compiled_loops()
     if kernels is None:
         return _csr_product(steps)
     packed = _pack(kernels, steps)
@@ -295,7 +316,7 @@ def _weights_product(steps: list[DenseStep]) -> Product:
 def _inputs_product(steps: list[DenseStep]) -> Product:
     """Returns a function that skips inputs of zero; of one step."""
     (step,) = steps
-    kernels = _kernels()
+    kernels = compiled_loops()
     if kernels is None:
         raise RuntimeError("Inputs of zero are skipped by numba alone: install it.")
     units = len(step.bias)
@@ -376,7 +397,7 @@ def _csr_product(steps: list[DenseStep]) -> Product:
 def _ways(step: DenseStep) -> list[SingleProduct]:
     """Returns ways to multiply one example `(inputs,)` by the kernel and add the bias."""
     kernel, bias = step.kernel, step.bias
-    kernels = _kernels()
+    kernels = compiled_loops()
 
     def blas(x: FloatArray) -> FloatArray:
         y = x @ kernel
@@ -473,7 +494,7 @@ def _aligned(size: int) -> FloatArray:
 
 
 @functools.lru_cache
-def _kernels() -> ModuleType | None:
+def compiled_loops() -> ModuleType | None:
     """The compiled loops, or `None` without numba."""
     try:
         return importlib.import_module("keras_pruning.inference._sparse_kernels")

@@ -99,7 +99,7 @@ def use_library(library, monkeypatch):
     if library == "numba" and not HAS_NUMBA:
         pytest.skip("needs numba")
     if library == "SciPy":
-        monkeypatch.setattr(sparse_chain, "_kernels", lambda: None)
+        monkeypatch.setattr(sparse_chain, "compiled_loops", lambda: None)
     costs = functools.lru_cache(sparse_chain._costs.__wrapped__)
     monkeypatch.setattr(sparse_chain, "_costs", costs)
 
@@ -306,7 +306,7 @@ def test_the_inputs_of_each_layer_are_looked_at(x):
 
 
 def test_a_network_with_hardly_a_zero_does_without_numba(x, monkeypatch):
-    monkeypatch.setattr(sparse_chain, "_kernels", lambda: pytest.fail("numba was imported"))
+    monkeypatch.setattr(sparse_chain, "compiled_loops", lambda: pytest.fail("numba was imported"))
     SparseModel(network()).predict(x[:10])
 
 
@@ -361,7 +361,7 @@ def test_the_kernels_work_on_a_processor_without_wide_vectors(tmp_path):
             sparse_chain._cheapest = lambda shapes, *rest: (way,) * len(shapes)
             outputs = kp.SparseModel(model).predict(x)
             np.testing.assert_allclose(outputs, expected, rtol=1e-5, atol=1e-6)
-        assembly = sparse_chain._kernels().forward_blocks.inspect_asm()
+        assembly = sparse_chain.compiled_loops().forward_blocks.inspect_asm()
         print(any("ymm" in code or "zmm" in code for code in assembly.values()))
     """
     env = {**os.environ, "NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""}
