@@ -440,7 +440,9 @@ def pool_largest(x, y, sizes, offsets, like, pixel, gap):
         sizes: int64: rows, columns, channels; in floats of x: where the first window begins,
             from one window's row to the next, from one channel to the next; as much of y.
         offsets: int64, in floats of x: the pixels of a window.
-        like: As in `convolve`, as are those that follow.
+        like: As in `convolve`.
+        pixel: As in `convolve`.
+        gap: As in `convolve`.
     """
     rows, columns, channels = sizes[:3]
     x_first, x_row, x_channel, y_first, y_row, y_channel = sizes[3:]

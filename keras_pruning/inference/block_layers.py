@@ -36,6 +36,7 @@ __all__ = [
     "Tensor",
     "Upsample",
     "aligned",
+    "known",
 ]
 
 FloatArray = npt.NDArray[np.float32]
@@ -80,6 +81,18 @@ class _Room:
         return np.ndarray(self.shape, np.float32, array, 4 * self.first, strides)
 
 
+def known(tensors: list[Tensor | None], number: int) -> Tensor:
+    """Returns a tensor that has a place in a block.
+
+    Raises:
+        ValueError: If it has none.
+    """
+    tensor = tensors[number]
+    if tensor is None:
+        raise ValueError("A tensor of more than three axes, or of integers, has no block.")
+    return tensor
+
+
 @functools.lru_cache(4096)
 def _room(tensor: Tensor, examples: int) -> _Room:
     top, bottom, left, right = tensor.border
@@ -118,10 +131,7 @@ class Block:
 
     def room(self, tensor: int) -> _Room:
         """Where the tensor lies in its array."""
-        known = self._tensors[tensor]
-        if known is None:
-            raise ValueError("A tensor of more than three axes, or of integers, has no block.")
-        return _room(known, self.examples)
+        return _room(known(self._tensors, tensor), self.examples)
 
     def array(self, tensor: int) -> FloatArray:
         """The tensor with its border, flat."""
@@ -141,8 +151,7 @@ class Block:
     def rows(self, tensor: int) -> npt.NDArray[Any]:
         """The examples as Keras has them: `(examples, ...)`."""
         if tensor not in self._rows:
-            room, known = self.room(tensor), self._tensors[tensor]
-            shape = known.shape if known else ()
+            room, shape = self.room(tensor), known(self._tensors, tensor).shape
             rows = np.empty((self.count, *room.shape[1:3], room.shape[0]), np.float32)
             from_block = self.kernels.from_block
             from_block(
@@ -153,11 +162,11 @@ class Block:
 
     def make(self, tensor: int) -> FloatArray:
         """An array for the tensor, its border zero, the rest to be written."""
-        room, known = self.room(tensor), self._tensors[tensor]
+        room, border = self.room(tensor), known(self._tensors, tensor).border
         free = self._free.get(room.size)
         array = free.pop() if free else aligned(room.size)
-        if known and any(known.border):
-            _clear_border(array, room, known.border)
+        if any(border):
+            _clear_border(array, room, border)
         self._arrays[tensor] = array
         return array
 
@@ -222,7 +231,8 @@ def _softmax(x: FloatArray) -> FloatArray:
 
 
 def _sigmoid(x: FloatArray) -> FloatArray:
-    return 1 / (1 + np.exp(-np.maximum(x, np.float32(-87))))  # exp(88.8) is infinite
+    one = np.float32(1)
+    return one / (one + np.exp(-np.maximum(x, np.float32(-87))))  # exp(88.8) is infinite
 
 
 _FUNCTIONS: dict[str, Callable[[FloatArray, Any], FloatArray]] = {
@@ -257,6 +267,9 @@ class Step:
 
     def prepare(self, tensors: list[Tensor | None], examples: int, kernels: ModuleType) -> Work:
         """Returns what computes the step on a block of so many examples."""
+        return self._work(tensors, examples, kernels)
+
+    def _work(self, tensors: list[Tensor | None], examples: int, kernels: ModuleType) -> Work:
         raise NotImplementedError
 
 
@@ -292,41 +305,40 @@ class Linear(Step):
 
     @property
     def way(self) -> str:  # type: ignore[override]
+        """How it runs, as the report says it."""
         return "sparse" if len(self.values) < self.weights else "dense"
 
     @property
     def zeros(self) -> float:  # type: ignore[override]
+        """Share of the weights that are zero."""
         return 1 - len(self.values) / self.weights if self.weights else math.nan
+
+    def multiply_adds(self, tensors: list[Tensor | None]) -> tuple[int, int]:
+        """Returns the products for one example, and those whose weight is not zero."""
+        places = math.prod(known(tensors, self.output).pixels[:2])
+        return places * self.weights, places * len(self.values) * (self.weights > 0)
 
     def border(self, tensors: list[Tensor | None]) -> Border:
         """Returns the border that the windows need around the inputs."""
-        sizes = zip(self._pixels(tensors, self.inputs[0]), self._pixels(tensors, self.output),
-                    self.strides, self.dilation, self.shape[2:], self.pads, strict=False)  # fmt: skip
+        before, after = (known(tensors, i).pixels[:2] for i in (self.inputs[0], self.output))
+        of_window = self.strides, self.dilation, self.shape[2:], self.pads
+        sizes = zip(before, after, *of_window, strict=True)
         (top, bottom), (left, right) = (
             (pad, max(0, (n_out - 1) * stride + (k - 1) * apart + 1 - pad - n_in))
             for n_in, n_out, stride, apart, k, pad in sizes
         )
         return top, bottom, left, right
 
-    def _pixels(self, tensors: list[Tensor | None], number: int) -> tuple[int, int]:
-        tensor = tensors[number]
-        if tensor is None:
-            raise ValueError(f"Layer '{self.name}' has inputs of an unknown kind.")
-        return tensor.pixels[:2]
-
-    def prepare(self, tensors: list[Tensor | None], examples: int, kernels: ModuleType) -> Work:
+    def _work(self, tensors: list[Tensor | None], examples: int, kernels: ModuleType) -> Work:
         ends = [self.inputs[0], self.output, *([] if self.added is None else [self.added])]
-        rooms = [_room(tensors[i], examples) for i in ends]  # type: ignore[arg-type]
+        rooms = [_room(known(tensors, i), examples) for i in ends]
         x, y, z = rooms[0], rooms[1], rooms[-1]
         rows, columns = y.shape[1:3]
         is_pointwise = self.shape[2:] == self.strides == (1, 1)
         if (
             is_pointwise
             and all(room.row == room.shape[2] * examples for room in rooms)
-            and all(
-                tensors[i] and not any(tensors[i].border)
-                for i in ends  # type: ignore[union-attr]
-            )
+            and not any(any(known(tensors, i).border) for i in ends)
         ):
             rows, columns = 1, rows * columns
         steps = examples // 16
@@ -337,7 +349,8 @@ class Linear(Step):
         z_first = -1 if self.added is None else z.first
         sizes = np.array(
             [rows, columns, units, 1 if self.is_unitwise else units, chunks,
-             x_first, x.row * self.strides[0], y.first, y.row, y.channel, z_first, z.row, z.channel],
+             x_first, x.row * self.strides[0], y.first, y.row, y.channel,
+             z_first, z.row, z.channel],
             np.int64,
         )  # fmt: skip
         is_relu = self.activation.name == "relu"
@@ -396,8 +409,8 @@ class MaxPool(Step):
     window: tuple[int, int]
     strides: tuple[int, int]
 
-    def prepare(self, tensors: list[Tensor | None], examples: int, kernels: ModuleType) -> Work:
-        x, y = (_room(tensors[i], examples) for i in (self.inputs[0], self.output))  # type: ignore[arg-type]
+    def _work(self, tensors: list[Tensor | None], examples: int, kernels: ModuleType) -> Work:
+        x, y = (_room(known(tensors, i), examples) for i in (self.inputs[0], self.output))
         steps = examples // 16
         many = _pixels_at_once(y.shape[2], steps)
         offsets = np.add.outer(np.arange(self.window[0]) * x.row,
@@ -422,7 +435,7 @@ class GlobalPool(Step):
 
     is_mean: bool
 
-    def prepare(self, tensors: list[Tensor | None], examples: int, kernels: ModuleType) -> Work:
+    def _work(self, tensors: list[Tensor | None], examples: int, kernels: ModuleType) -> Work:
         def work(block: Block) -> None:
             view = block.view(self.inputs[0])
             pooled = view.mean(axis=(1, 2)) if self.is_mean else view.max(axis=(1, 2))
@@ -448,7 +461,7 @@ class Combine(Step):
     function: str  # a name of `_COMBINED`
     activation: Activation = Activation()
 
-    def prepare(self, tensors: list[Tensor | None], examples: int, kernels: ModuleType) -> Work:
+    def _work(self, tensors: list[Tensor | None], examples: int, kernels: ModuleType) -> Work:
         function = _COMBINED[self.function]
 
         def work(block: Block) -> None:
@@ -477,7 +490,7 @@ class Activate(Step):
 
     activation: Activation
 
-    def prepare(self, tensors: list[Tensor | None], examples: int, kernels: ModuleType) -> Work:
+    def _work(self, tensors: list[Tensor | None], examples: int, kernels: ModuleType) -> Work:
         def work(block: Block) -> None:
             block.fill(self.output)[...] = self.activation(block.view(self.inputs[0]))
 
@@ -490,7 +503,7 @@ class Concatenate(Step):
 
     axis: int
 
-    def prepare(self, tensors: list[Tensor | None], examples: int, kernels: ModuleType) -> Work:
+    def _work(self, tensors: list[Tensor | None], examples: int, kernels: ModuleType) -> Work:
         def work(block: Block) -> None:
             views = [block.view(i) for i in self.inputs]
             y, place = np.moveaxis(block.fill(self.output), self.axis, 0), 0
@@ -509,7 +522,7 @@ class Pad(Step):
     pads: Border
     value: float = 0.0
 
-    def prepare(self, tensors: list[Tensor | None], examples: int, kernels: ModuleType) -> Work:
+    def _work(self, tensors: list[Tensor | None], examples: int, kernels: ModuleType) -> Work:
         top, _, left, _ = self.pads
 
         def work(block: Block) -> None:
@@ -526,7 +539,7 @@ class Crop(Step):
 
     first: tuple[int, int]
 
-    def prepare(self, tensors: list[Tensor | None], examples: int, kernels: ModuleType) -> Work:
+    def _work(self, tensors: list[Tensor | None], examples: int, kernels: ModuleType) -> Work:
         top, left = self.first
 
         def work(block: Block) -> None:
@@ -542,7 +555,7 @@ class Upsample(Step):
 
     times: tuple[int, int]
 
-    def prepare(self, tensors: list[Tensor | None], examples: int, kernels: ModuleType) -> Work:
+    def _work(self, tensors: list[Tensor | None], examples: int, kernels: ModuleType) -> Work:
         down, across = self.times
 
         def work(block: Block) -> None:
@@ -558,7 +571,7 @@ class Upsample(Step):
 class Reshape(Step):
     """The same numbers in another shape; Flatten too."""
 
-    def prepare(self, tensors: list[Tensor | None], examples: int, kernels: ModuleType) -> Work:
+    def _work(self, tensors: list[Tensor | None], examples: int, kernels: ModuleType) -> Work:
         def work(block: Block) -> None:
             rows = block.view(self.inputs[0]).transpose(1, 2, 0, 3)  # channels last, as in Keras
             y = block.fill(self.output).transpose(1, 2, 0, 3)
@@ -577,7 +590,7 @@ class Call(Step):
 
     way = "Keras"
 
-    def prepare(self, tensors: list[Tensor | None], examples: int, kernels: ModuleType) -> Work:
+    def _work(self, tensors: list[Tensor | None], examples: int, kernels: ModuleType) -> Work:
         call = getattr(self.operation, "call", None)
         training = {}
         if isinstance(self.operation, keras.Layer) and call is not None:

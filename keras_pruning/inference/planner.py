@@ -91,7 +91,8 @@ class _Planner:
             if not symbol.shape or symbol.shape[0] is not None:
                 raise _StaysWithKeras("a tensor has a fixed number of examples, or none")
             known = None not in symbol.shape[1:] and 2 <= len(symbol.shape) <= 4
-            is_number = symbol.dtype == "float32" or is_input and symbol.dtype != "string"
+            is_float = symbol.dtype in ("float32", "float16", "bfloat16")
+            is_number = is_float or (is_input and symbol.dtype != "string")
             fits = known and is_number and math.prod(symbol.shape[1:]) > 0
             self._numbers[id(symbol)] = self.new(tuple(symbol.shape[1:]) if fits else None)
             self._symbols.append(symbol)
@@ -140,7 +141,8 @@ class _Planner:
         operation = node.operation
         _check_mask(operation, node)
         inputs = [self.number(tensor) for tensor in node.input_tensors]
-        if type(operation) in _PASSED_ON and len(inputs) == 1:
+        kinds = {tensor.dtype for tensor in (*node.input_tensors, *node.output_tensors)}
+        if type(operation) in _PASSED_ON and len(inputs) == len(kinds) == 1:
             self._numbers[id(node.output_tensors[0])] = inputs[0]
             self._symbols.append(node.output_tensors[0])
             return
@@ -163,6 +165,7 @@ class _Planner:
         others = [leaf for leaf in leaves if not isinstance(leaf, keras.KerasTensor)]
         return (
             is_of_keras(operation)
+            and node.output_tensors[0].dtype == "float32"
             and len(symbols) == len(inputs)
             and all(other is None for other in others)
             and all(self.tensors[i] is not None for i in (*inputs, output))
@@ -261,7 +264,7 @@ def _window(planner: _Planner, layer: Any, inputs: Any, sizes: tuple[int, ...]) 
     rank = len(sizes)
     strides = _both(layer.strides, rank)
     dilation = _both(getattr(layer, "dilation_rate", 1), rank)
-    rows, columns, _ = planner.tensors[inputs[0]].pixels  # type: ignore[union-attr]
+    rows, columns, _ = bl.known(planner.tensors, inputs[0]).pixels
     window = _both(sizes, rank)
     pads = [0, 0]
     if layer.padding != "valid":
@@ -421,7 +424,7 @@ def _reshape(planner: _Planner, layer: Any, inputs: Any, output: int) -> list[St
 
 def _zero_padding(planner: _Planner, layer: Any, inputs: Any, output: int) -> list[Step] | None:
     pads = _borders(layer.padding)
-    if not getattr(layer, "data_format", None) in (None, "channels_last"):
+    if getattr(layer, "data_format", None) not in (None, "channels_last"):
         return None
     return [bl.Pad(*_named(layer), inputs, output, pads)]
 
@@ -436,7 +439,7 @@ def _borders(settings: Any) -> bl.Border:
 
 
 def _cropping(planner: _Planner, layer: Any, inputs: Any, output: int) -> list[Step] | None:
-    if not getattr(layer, "data_format", None) in (None, "channels_last"):
+    if getattr(layer, "data_format", None) not in (None, "channels_last"):
         return None
     top, _, left, _ = _borders(layer.cropping)
     return [bl.Crop(*_named(layer), inputs, output, (top, left))]
@@ -445,7 +448,7 @@ def _cropping(planner: _Planner, layer: Any, inputs: Any, output: int) -> list[S
 def _upsampling(planner: _Planner, layer: Any, inputs: Any, output: int) -> list[Step] | None:
     if getattr(layer, "interpolation", "nearest") != "nearest":
         return None
-    if not getattr(layer, "data_format", None) in (None, "channels_last"):
+    if getattr(layer, "data_format", None) not in (None, "channels_last"):
         return None
     times = (1, layer.size) if isinstance(layer.size, int) else tuple(layer.size)
     return [bl.Upsample(*_named(layer), inputs, output, times)]
@@ -460,7 +463,7 @@ def _max_pool(planner: _Planner, layer: Any, inputs: Any, output: int) -> list[S
     steps: list[Step] = []
     if layer.padding == "same":
         (rows, columns, channels), (n_rows, n_columns, _) = (
-            planner.tensors[i].pixels
+            bl.known(planner.tensors, i).pixels
             for i in (inputs[0], output)  # type: ignore[union-attr]
         )
         top, left = options["pads"]

@@ -9,7 +9,7 @@ import math
 import os
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -37,13 +37,26 @@ from keras_pruning.models import (
 )
 from keras_pruning.pruning import count_nonzero
 
-__all__ = ["SparseModel"]
+__all__ = ["Counts", "SparseModel"]
 
 FloatArray = npt.NDArray[np.float32]
 
 _FORMAT = "keras_pruning.SparseModel 1"  # of a chain of Dense layers
 _GRAPH_FORMAT = "keras_pruning.SparseModel 2"
 _KERAS_ROWS = 256  # examples of a batch that Keras computes
+
+
+class Counts(NamedTuple):
+    """Numbers in a SparseModel's kernels and biases, and its products for one example.
+
+    Of products those of a weight with an input are counted, in layers that skip zeros or could;
+    `None` where Keras computes layers, in which nobody counted.
+    """
+
+    parameters: int
+    nonzero: int
+    multiply_adds: int | None
+    multiply_adds_nonzero: int | None
 
 
 class SparseModel:
@@ -172,6 +185,17 @@ class SparseModel:
         Empty where the model is more than a chain of Dense layers.
         """
         return list(self._chain.steps) if self._chain else []
+
+    @property
+    def counts(self) -> Counts:
+        """How many numbers it holds and products it takes."""
+        if self._chain is None:
+            return self._of_graph().counts()
+        kernels = [step.kernel for step in self._chain.steps]
+        biases = [step.bias for step in self._chain.steps if step.bias.any()]
+        left = sum(map(count_nonzero, kernels))
+        size, n_biases = sum(kernel.size for kernel in kernels), sum(bias.size for bias in biases)
+        return Counts(size + n_biases, left + sum(map(count_nonzero, biases)), size, left)
 
     @functools.cached_property
     def size_bytes(self) -> int:
@@ -319,6 +343,30 @@ class _Graph:
             for step, taken in zip(blocks.plan.steps, seconds, strict=True)
         ]
 
+    def counts(self) -> Counts:
+        """As `SparseModel.counts`."""
+        if self._keras is not None and (self.plan is None or self._called()):
+            weights = [keras.ops.convert_to_numpy(w) for w in self._keras.weights]
+            return Counts(
+                sum(w.size for w in weights), sum(map(count_nonzero, weights)), None, None
+            )
+        plan: Any = self.plan
+        linear = [step for step in plan.steps if isinstance(step, Linear)]
+        biases = [step.bias for step in linear if step.bias.any()]
+        products = [step.multiply_adds(plan.tensors) for step in linear]
+        return Counts(
+            sum(step.weights for step in linear) + sum(bias.size for bias in biases),
+            sum(len(step.values) for step in linear if step.weights)
+            + sum(map(count_nonzero, biases)),
+            sum(all_of for all_of, _ in products),
+            sum(left for _, left in products),
+        )
+
+    def _called(self) -> list[str]:
+        """Names of the layers that Keras computes."""
+        steps = self.plan.steps if self.plan else []
+        return [step.name for step in steps if isinstance(step, Call)]
+
     def serialise(self) -> bytes:
         """The bytes of the file: of each step what makes it, and the weights that are left."""
         if self.plan is None:
@@ -326,7 +374,7 @@ class _Graph:
                 f"This model cannot be saved: Keras computes it whole, since {self.why}, and a "
                 "file holds no code. Save the Keras model."
             )
-        called = [step.name for step in self.plan.steps if isinstance(step, Call)]
+        called = self._called()
         if called:
             raise ValueError(
                 f"This model cannot be saved: Keras computes {', '.join(map(repr, called))}, and "

@@ -531,20 +531,6 @@ def test_a_model_that_is_not_built_is_refused():
         SparseModel(keras.Sequential([kl.Dense(3)]))
 
 
-@pytest.mark.parametrize(
-    "layers",
-    [
-        [kl.Conv1D(3, 2), kl.Flatten(), kl.Dense(2)],
-        [kl.Flatten(), kl.Dense(3), kl.LayerNormalization(), kl.Dense(2)],
-        [kl.Flatten()],
-    ],
-)
-def test_more_than_a_dense_chain_is_refused_with_a_remedy(layers):
-    model = keras.Sequential([keras.Input((4, 3)), *layers], name="mixed")
-    with pytest.raises(ValueError, match="Dense layers one after.*'mixed'.*its own predict"):
-        SparseModel(model)
-
-
 @pytest.mark.parametrize("number", [np.nan, np.inf])
 @pytest.mark.parametrize("variable", [0, 1])
 def test_weights_that_are_not_finite_are_refused_by_layer(number, variable):
