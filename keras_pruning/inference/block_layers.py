@@ -110,8 +110,8 @@ class Block:
     Args:
         tensors: Of the network.
         examples: Of a block, a multiple of 16.
-        count: Examples that are there; the rest of the block is zero at first.
         kernels: The compiled loops.
+        count: Examples that are there; the rest of the block is zero at first.
         spare: A block that is done, whose room is taken over.
     """
 
@@ -119,8 +119,8 @@ class Block:
         self,
         tensors: list[Tensor | None],
         examples: int,
-        count: int,
         kernels: ModuleType,
+        count: int = 0,
         spare: "Block | None" = None,
     ) -> None:
         self.examples, self.count, self.kernels = examples, count, kernels
@@ -148,16 +148,24 @@ class Block:
         """The tensor without its border: channels, rows, columns, examples."""
         return self.room(tensor).view(self.array(tensor))
 
-    def rows(self, tensor: int) -> npt.NDArray[Any]:
-        """The examples as Keras has them: `(examples, ...)`."""
+    @property
+    def free_bytes(self) -> int:
+        """Size of the room that no tensor takes."""
+        return sum(array.nbytes for arrays in self._free.values() for array in arrays)
+
+    def rows(self, tensor: int, out: npt.NDArray[Any] | None = None) -> npt.NDArray[Any]:
+        """The examples as Keras has them: `(examples, ...)`; written to `out` if it is given."""
         if tensor not in self._rows:
             room, shape = self.room(tensor), known(self._tensors, tensor).shape
-            rows = np.empty((self.count, *room.shape[1:3], room.shape[0]), np.float32)
+            pixels = (self.count, *room.shape[1:3], room.shape[0])
+            rows = np.empty(pixels, np.float32) if out is None else out.reshape(pixels)
             from_block = self.kernels.from_block
             from_block(
                 self._arrays[tensor], room.first, room.channel, room.row, self.examples, rows
             )
             self._rows[tensor] = rows.reshape(self.count, *shape)
+        elif out is not None:
+            out[...] = self._rows[tensor]
         return self._rows[tensor]
 
     def make(self, tensor: int) -> FloatArray:

@@ -24,6 +24,7 @@ Array = npt.NDArray[Any]
 Forward = Callable[[Sequence[Array]], list[Array]]
 
 _SIZES = (32, 16)  # examples of a block
+_MOST_KEPT = 2**28  # bytes of a block's room between two calls
 _MOST_TIMED = 256  # examples on which blocks and Keras are compared
 _TURNS, _SECONDS = 3, 1.0  # of that measurement, at the most
 
@@ -40,6 +41,7 @@ class BlockNetwork:
     def __init__(self, plan: Plan, n_threads: int, kernels: ModuleType) -> None:
         self.plan, self.n_threads, self._kernels = plan, n_threads, kernels
         self._work: dict[int, list[Work]] = {}
+        self._spares: list[Block] = []
         self._lock = threading.Lock()
 
     def forward(self, inputs: Sequence[Array]) -> list[Array]:
@@ -48,37 +50,66 @@ class BlockNetwork:
         examples = self._block_size(count)
         work = self._prepared(examples)
         tops = list(range(0, count, examples))
-        done: dict[int, list[Array]] = {}
+        outputs: list[Array | None] = [self._room_for(count, i) for i in self.plan.outputs]
+        called: dict[int, list[Array]] = {}  # what Keras gave, by block
         waiting = iter(tops)
 
         def share() -> None:
-            spare = None
+            spare = self._spare(examples)
             for top in waiting:
-                block = self._block([x[top : top + examples] for x in inputs], examples, spare)
+                spare = block = self._block([x[top : top + examples] for x in inputs], spare)
                 for do, last in zip(work, self.plan.last, strict=True):
                     do(block)
                     for tensor in last:
                         block.drop(tensor)
-                done[top] = [block.rows(tensor) for tensor in self.plan.outputs]
+                called[top] = [
+                    block.rows(tensor, None if whole is None else whole[top : top + examples])
+                    for tensor, whole in zip(self.plan.outputs, outputs, strict=True)
+                ]
                 for tensor in self.plan.outputs:
                     block.drop(tensor)
-                spare = block
+            self._keep(spare)
 
         is_compiled = not any(map(_is_of_keras, self.plan.steps))
         with one_blas_thread():
             n_threads = max(1, min(self.n_threads, len(tops)))
             in_threads(share, n_threads, on_own_cores=is_compiled)
-        parts = zip(*(done[top] for top in tops), strict=True)
-        return [np.concatenate(part) for part in parts]
+        return [
+            np.concatenate([called[top][i] for top in tops]) if whole is None else whole
+            for i, whole in enumerate(outputs)
+        ]
+
+    def _room_for(self, count: int, tensor: int) -> Array | None:
+        """An array for an output; `None` for what Keras gives, which is gathered."""
+        known = self.plan.tensors[tensor]
+        made = {step.output for step in self.plan.steps if not isinstance(step, Call)}
+        if known is None or tensor not in made:
+            return None
+        return np.empty((count, *known.shape), np.float32)
+
+    def _spare(self, examples: int) -> Block:
+        """A block without tensors, with room that was used before."""
+        with self._lock:
+            for i, block in enumerate(self._spares):
+                if block.examples == examples:
+                    return self._spares.pop(i)
+        return Block(self.plan.tensors, examples, self._kernels)
+
+    def _keep(self, block: Block) -> None:
+        """Keeps a block's room for the next call: fresh memory costs a fault a page."""
+        if block.free_bytes <= _MOST_KEPT:
+            with self._lock:
+                self._spares.append(block)
+                del self._spares[: -self.n_threads]
 
     def seconds(self, inputs: Sequence[Array], turns: int = 3) -> list[float]:
         """Returns how long each step takes on one block of these examples, on one thread."""
         examples = self._block_size(len(inputs[0]))
         work = self._prepared(examples)
         taken = np.empty((turns + 1, len(work)))
-        block = None
+        block = self._spare(examples)
         for turn in range(turns + 1):  # the first one warms up
-            block = self._block([x[:examples] for x in inputs], examples, block)
+            block = self._block([x[:examples] for x in inputs], block)
             for i, (do, last) in enumerate(zip(work, self.plan.last, strict=True)):
                 start = time.perf_counter()
                 do(block)
@@ -89,9 +120,34 @@ class BlockNetwork:
                 block.drop(tensor)
         return list(taken[1:].min(axis=0))
 
-    def _block(self, inputs: list[Array], examples: int, spare: Block | None) -> Block:
-        """A block with its inputs; it takes the room of one that is done."""
-        block = Block(self.plan.tensors, examples, len(inputs[0]), self._kernels, spare)
+    def without_layout(self, inputs: Sequence[Array]) -> Callable[[], None]:
+        """Returns what runs the steps on blocks that hold these inputs already, to be timed."""
+        examples = self._block_size(len(inputs[0]))
+        work = self._prepared(examples)
+        blocks = [
+            self._block([x[top : top + examples] for x in inputs], self._spare(examples))
+            for top in range(0, len(inputs[0]), examples)
+        ]
+        for block in blocks:
+            for tensor in self.plan.inputs:
+                block.array(tensor)
+
+        def run() -> None:
+            waiting = iter(blocks)
+
+            def share() -> None:
+                for block in waiting:
+                    for do, step in zip(work, self.plan.steps, strict=True):
+                        do(block)
+                        block.drop(step.output)
+
+            in_threads(share, max(1, min(self.n_threads, len(blocks))), on_own_cores=True)
+
+        return run
+
+    def _block(self, inputs: list[Array], spare: Block) -> Block:
+        """A block with its inputs, in the room of one that is done."""
+        block = Block(self.plan.tensors, spare.examples, self._kernels, len(inputs[0]), spare)
         for tensor, rows in zip(self.plan.inputs, inputs, strict=True):
             block.put_rows(tensor, rows)
         return block

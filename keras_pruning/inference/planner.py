@@ -12,7 +12,7 @@ import numpy.typing as npt
 from keras import activations
 from keras import layers as kl
 
-from keras_pruning.inference import block_layers as bl
+import keras_pruning.inference.block_layers as bl
 from keras_pruning.inference.block_layers import Activation, Linear, Step, Tensor
 from keras_pruning.inference.dense_chain import ELEMENTWISE, Affine, read_batch_norm
 from keras_pruning.models import functional_graph, is_of_keras, nodes_in_order, with_tensors

@@ -18,7 +18,7 @@ import pandas as pd
 from keras import activations
 from keras import layers as kl
 
-from keras_pruning.inference import block_layers
+import keras_pruning.inference.block_layers as block_layers
 from keras_pruning.inference.block_layers import Activation, Call, Linear, Step, Tensor
 from keras_pruning.inference.block_network import BlockNetwork, FasterOf
 from keras_pruning.inference.dense_chain import DenseStep, read_dense_chain
