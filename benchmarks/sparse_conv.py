@@ -188,6 +188,7 @@ def dense_engines(model: keras.Model, x: np.ndarray) -> dict[str, Side]:
         return sides
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
+        model(x[:1])  # Keras exports what was called
         model.export(path, format="onnx", verbose=False)
         if importlib.util.find_spec("onnxruntime"):
             import onnxruntime

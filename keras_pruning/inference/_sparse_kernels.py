@@ -415,11 +415,12 @@ def convolve(x, y, z, sizes, starts, offsets, values, bias, limits, like, pixel,
                         if chunk > 0:
                             sums = _load(y, out, like)
                         else:
-                            sums = _splat(bias[unit], like)
+                            sums = _splat(bias[np.uint64(unit)], like)
                             if z_first >= 0:
                                 sums = _plus(sums, _load(z, added + unit * z_unit, like))
-                        segment = chunk * units + unit
-                        for k in range(np.uint64(starts[segment]), np.uint64(starts[segment + 1])):
+                        segment = np.uint64(chunk * units + unit)
+                        end = np.uint64(starts[segment + np.uint64(1)])
+                        for k in range(np.uint64(starts[segment]), end):
                             at = window + np.intp(offsets[k])
                             pixels = _load_apart(x, at, like, pixel, gap)
                             sums = _multiply_add(values[k], pixels, sums)

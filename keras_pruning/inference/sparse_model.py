@@ -289,11 +289,8 @@ class _Graph:
         self._function = functional_graph(self._keras)
         self.plan, self.why = plan_blocks(self._keras)
         if self._function is not None:
-            numbers = iter(range(len(self._function.inputs)))
-            self._takes = keras.tree.map_structure(
-                lambda _: next(numbers), inputs_structure(self._function)
-            )
-            self._gives = outputs_structure(self._function)
+            self._takes = _places(inputs_structure(self._function), self._function.inputs)
+            self._gives = _places(outputs_structure(self._function), self._function.outputs)
             self._inputs = [(t.name, list(t.shape[1:]), t.dtype) for t in self._function.inputs]
         self._runner = FasterOf(self._blocks(), self._by_keras)
 
@@ -324,7 +321,7 @@ class _Graph:
         else:  # the shapes of the outputs, from one example of zeros
             one = [np.zeros((1, *array.shape[1:]), array.dtype) for array in inputs]
             outputs = [output[:0] for output in self._runner.forward(one)]
-        return keras.tree.pack_sequence_as(self._gives, outputs)
+        return keras.tree.map_structure(lambda place: outputs[place], self._gives)
 
     def rows(self, x: Any) -> list[tuple[Any, ...]]:
         """The rows of `SparseModel.report`."""
@@ -380,11 +377,10 @@ class _Graph:
                 f"This model cannot be saved: Keras computes {', '.join(map(repr, called))}, and "
                 "a file holds no code. Save the Keras model."
             )
-        numbers = iter(range(len(self.plan.outputs)))
         header = {
             "format": _GRAPH_FORMAT,
             "takes": self._takes,
-            "gives": keras.tree.map_structure(lambda _: next(numbers), self._gives),
+            "gives": self._gives,
             "inputs": self._inputs,
         }
         return _serialise_plan(header, self.plan)
@@ -403,9 +399,12 @@ class _Graph:
         return BlockNetwork(self.plan, self.n_threads, kernels)
 
     def _by_keras(self, inputs: Any) -> list[npt.NDArray[Any]]:
+        x = keras.tree.map_structure(lambda place: inputs[place], self._takes)
+        outputs = keras.tree.flatten(self._whole(x))
+        by_place = dict(zip(keras.tree.flatten(self._gives), outputs, strict=True))
         function: Any = self._function
-        outputs = self._whole(keras.tree.pack_sequence_as(inputs_structure(function), list(inputs)))
-        return keras.tree.flatten(outputs)
+        last = {id(tensor): i for i, tensor in enumerate(function.outputs)}
+        return [by_place[last[id(tensor)]] for tensor in function.outputs]
 
     def _whole(self, x: Any) -> Any:
         """The Keras model's outputs, in batches."""
@@ -449,7 +448,7 @@ class _Graph:
         ]
 
     def _given(self, x: Any, takes: Any) -> list[Any]:
-        """The inputs in the model's order; `takes` is a structure of their numbers."""
+        """The inputs in the model's order; `takes` is a structure of their places in it."""
         if isinstance(takes, int):
             return [x]
         names = [name for name, _, _ in self._inputs]
@@ -469,8 +468,15 @@ class _Graph:
             pairs = list(zip(parts, takes, strict=True))
         flat: dict[int, Any] = {}
         for part, numbers in pairs:
-            flat.update(zip(keras.tree.flatten(numbers), self._given(part, numbers), strict=True))
+            places = sorted(keras.tree.flatten(numbers))
+            flat.update(zip(places, self._given(part, numbers), strict=True))
         return [flat[number] for number in sorted(flat)]
+
+
+def _places(structure: Any, tensors: list[Any]) -> Any:
+    """The structure with each tensor's place in the list instead of it."""
+    place = {id(tensor): i for i, tensor in enumerate(tensors)}
+    return keras.tree.map_structure(lambda tensor: place[id(tensor)], structure)
 
 
 def _cast(array: npt.NDArray[Any], dtype: str) -> npt.NDArray[Any]:
@@ -490,7 +496,9 @@ def _zeros(layer: keras.Layer) -> float:
 def _is_told_by_outputs(model: keras.Model) -> bool:
     """Whether loss and metrics follow from one tensor of outputs."""
     function = functional_graph(model)
-    return not model.losses and function is not None and len(function.outputs) == 1
+    if model.losses or function is None:
+        return False
+    return isinstance(outputs_structure(function), keras.KerasTensor)
 
 
 def _chain(steps: list[DenseStep], n_threads: int | None) -> SparseChain:
