@@ -273,6 +273,10 @@ class Step:
     way = "dense"  # how it runs, as the report says it
     zeros = math.nan  # share of its weights
 
+    def fits(self, tensors: list[Tensor | None]) -> bool:
+        """Whether what it reads and writes lies within the tensors; NumPy looks by itself."""
+        return True
+
     def prepare(self, tensors: list[Tensor | None], examples: int, kernels: ModuleType) -> Work:
         """Returns what computes the step on a block of so many examples."""
         return self._work(tensors, examples, kernels)
@@ -320,6 +324,21 @@ class Linear(Step):
     def zeros(self) -> float:  # type: ignore[override]
         """Share of the weights that are zero."""
         return 1 - len(self.values) / self.weights if self.weights else math.nan
+
+    def fits(self, tensors: list[Tensor | None]) -> bool:
+        """Whether weights, inputs, outputs and what is added suit each other."""
+        places, values, units = self.places, self.values, self.shape[0]
+        x, y = (known(tensors, i).pixels for i in (self.inputs[0], self.output))
+        added = y if self.added is None else known(tensors, self.added).pixels
+        within = not len(places) or 0 <= places.min() <= places.max() < math.prod(self.shape)
+        return (
+            within
+            and len(places) == len(values)
+            and (x[2], y[2], added) == (self.shape[1], units, y)
+            and self.bias.shape == (units,)
+            and self.bias.dtype == np.float32
+            and min(*self.strides, *self.dilation) > 0 <= min(self.pads)
+        )
 
     def multiply_adds(self, tensors: list[Tensor | None]) -> tuple[int, int]:
         """Returns the products for one example, and those whose weight is not zero."""
@@ -416,6 +435,15 @@ class MaxPool(Step):
 
     window: tuple[int, int]
     strides: tuple[int, int]
+
+    def fits(self, tensors: list[Tensor | None]) -> bool:
+        """Whether all windows lie within the inputs."""
+        x, y = (known(tensors, i).pixels for i in (self.inputs[0], self.output))
+        sizes = zip(x, y, self.window, self.strides, strict=False)
+        return x[2] == y[2] and all(
+            size > 0 and stride > 0 and (n_out - 1) * stride + size <= n_in
+            for n_in, n_out, size, stride in sizes
+        )
 
     def _work(self, tensors: list[Tensor | None], examples: int, kernels: ModuleType) -> Work:
         x, y = (_room(known(tensors, i), examples) for i in (self.inputs[0], self.output))

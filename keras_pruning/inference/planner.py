@@ -17,7 +17,7 @@ from keras_pruning.inference.block_layers import Activation, Linear, Step, Tenso
 from keras_pruning.inference.dense_chain import ELEMENTWISE, Affine, read_batch_norm
 from keras_pruning.models import functional_graph, is_of_keras, nodes_in_order, with_tensors
 
-__all__ = ["Plan", "last_uses", "plan_blocks"]
+__all__ = ["Plan", "make_plan", "plan_blocks"]
 
 _LEAST_SPARSITY = 0.25  # below, a product that skips zeros takes longer than a dense one
 _PASSED_ON = (
@@ -558,15 +558,29 @@ _OPERATIONS: dict[str, Maker] = {
 
 
 def _finished(planner: _Planner, outputs: list[int]) -> Plan:
-    steps = _fused(planner, outputs)
-    tensors = list(planner.tensors)
+    return make_plan(planner.tensors, _fused(planner, outputs), planner.inputs, outputs)
+
+
+def make_plan(
+    tensors: list[Tensor | None], steps: list[Step], inputs: list[int], outputs: list[int]
+) -> Plan:
+    """Returns a plan of steps whose tensors have the borders that the windows need.
+
+    Raises:
+        ValueError: If a step reads or writes beyond its tensors: the compiled loops do not look.
+    """
+    tensors = list(tensors)
     for step in steps:
         if isinstance(step, Linear):
-            tensor = tensors[step.inputs[0]]
-            if tensor is not None:
-                border: Any = tuple(map(max, tensor.border, step.border(tensors)))
-                tensors[step.inputs[0]] = replace(tensor, border=border)
-    return Plan(tensors, steps, planner.inputs, outputs, last_uses(steps, planner.inputs, outputs))
+            tensor = bl.known(tensors, step.inputs[0])
+            border: Any = tuple(map(max, tensor.border, step.border(tensors)))
+            tensors[step.inputs[0]] = replace(tensor, border=border)
+    for step in steps:
+        if not step.fits(tensors):
+            raise ValueError(
+                f"Step '{step.name}' does not fit the tensors that it reads and writes."
+            )
+    return Plan(tensors, steps, inputs, outputs, _last_uses(steps, inputs, outputs))
 
 
 def _reads(step: Step) -> tuple[int, ...]:
@@ -578,8 +592,7 @@ def _writes(step: Step) -> tuple[int, ...]:
     return step.outputs if isinstance(step, bl.Call) else (step.output,)
 
 
-def last_uses(steps: list[Step], inputs: list[int], outputs: list[int]) -> list[list[int]]:
-    """Returns of each step the tensors that no later one reads, outputs aside."""
+def _last_uses(steps: list[Step], inputs: list[int], outputs: list[int]) -> list[list[int]]:
     last = dict.fromkeys(inputs, 0)
     for i, step in enumerate(steps):
         last.update(dict.fromkeys((*_reads(step), *_writes(step)), i))

@@ -22,7 +22,7 @@ import keras_pruning.inference.block_layers as block_layers
 from keras_pruning.inference.block_layers import Activation, Call, Linear, Step, Tensor
 from keras_pruning.inference.block_network import BlockNetwork, FasterOf
 from keras_pruning.inference.dense_chain import DenseStep, read_dense_chain
-from keras_pruning.inference.planner import Plan, last_uses, plan_blocks
+from keras_pruning.inference.planner import Plan, make_plan, plan_blocks
 from keras_pruning.inference.sparse_chain import SparseChain, compiled_loops
 from keras_pruning.inference.threads import check_threads
 from keras_pruning.models import (
@@ -568,7 +568,7 @@ def _serialise_plan(header: dict[str, Any], plan: Plan) -> bytes:
             entry["activation"] = [step.activation.name, step.activation.number]  # type: ignore[attr-defined]
         entries.append([type(step).__name__, entry])
     header = header | {
-        "tensors": [t and [t.shape, t.border] for t in plan.tensors],
+        "tensors": [t and t.shape for t in plan.tensors],
         "steps": entries,
         "in": plan.inputs,
         "out": plan.outputs,
@@ -582,7 +582,8 @@ def _serialise_plan(header: dict[str, Any], plan: Plan) -> bytes:
 def _deserialise_plan(header: dict[str, Any], arrays: Any) -> Plan:
     steps: list[Step] = []
     for i, (kind, entry) in enumerate(header["steps"]):
-        if kind not in block_layers.__all__:
+        known = getattr(block_layers, kind, None)
+        if not (isinstance(known, type) and issubclass(known, Step)) or known is Call:
             raise ValueError(f"its step {i} is of the kind {kind!r}")
         entry = {k: tuple(v) if isinstance(v, list) else v for k, v in entry.items()}
         if "activation" in entry:
@@ -592,10 +593,9 @@ def _deserialise_plan(header: dict[str, Any], arrays: Any) -> Plan:
             entry["places"] = np.cumsum(gaps, dtype=np.int64) - 1
             entry["values"] = _from_planes(arrays[f"values{i}"], np.float32)
             entry["bias"] = arrays[f"bias{i}"]
-        steps.append(getattr(block_layers, kind)(**entry))
-    tensors = [t and Tensor(*map(tuple, t)) for t in header["tensors"]]
-    last = last_uses(steps, header["in"], header["out"])
-    return Plan(tensors, steps, header["in"], header["out"], last)
+        steps.append(known(**entry))
+    tensors = [t and Tensor(tuple(t)) for t in header["tensors"]]
+    return make_plan(tensors, steps, header["in"], header["out"])
 
 
 def _read_kernel(

@@ -1,7 +1,9 @@
 """SparseModel of networks that are more than a chain of Dense layers; Keras is the oracle."""
 
 import importlib.util
+import json
 import os
+import warnings
 
 import keras
 import numpy as np
@@ -656,6 +658,37 @@ def test_a_file_cut_anywhere_is_refused_by_name(tmp_path):
         path.write_bytes(whole[:length])
         with pytest.raises(ValueError, match="network.npz' is damaged, or no file that"):
             SparseModel.load(path)
+
+
+@needs_numba
+@pytest.mark.parametrize(
+    ("step", "field", "value"),
+    [(0, "shape", [16, 3, 2, 2]), (0, "pads", [-1, 1]), (1, "added", 0), (3, "window", [9, 9])],
+)
+def test_a_file_whose_numbers_do_not_fit_is_refused(tmp_path, step, field, value):
+    path = tmp_path / "network.npz"
+    SparseModel(small_network()).save(path)
+    with np.load(path) as file:
+        arrays = dict(file)
+    header = json.loads(arrays["header"].tobytes())
+    assert field in header["steps"][step][1]
+    header["steps"][step][1][field] = value
+    arrays["header"] = np.frombuffer(json.dumps(header).encode(), np.uint8)
+    np.savez(path, **arrays)
+    with pytest.raises(ValueError, match="network.npz' is damaged.*does not fit"):
+        SparseModel.load(path)
+
+
+@needs_numba
+def test_infinite_inputs_change_no_other_example(images):
+    changed = images.copy()
+    changed[7, 3, 3, 1] = np.inf
+    model = small_network()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        outputs = SparseModel(model).predict(changed)
+    others = np.arange(len(images)) != 7
+    assert_equal_outputs([outputs[others]], [by_keras(model, images)[0][others]])
 
 
 # Random models
