@@ -19,6 +19,8 @@ import numpy as np
 import numpy.typing as npt
 from keras import activations
 
+from keras_pruning.inference.threads import in_threads
+
 __all__ = [
     "Activate",
     "Activation",
@@ -46,6 +48,7 @@ Border = tuple[int, int, int, int]  # pixels above, below, on the left, on the r
 _NO_BORDER: Border = (0, 0, 0, 0)
 _WIDEST = 8  # vectors of LANES summed at once: as many sums hide how long a product takes
 _CACHED_BYTES = 36_000  # of the pixels that a chunk of channels reads: the first-level cache
+_LEAST_SHARED = 2e7  # products of a step, 0.5 ms, for which waking threads takes 0.1 ms
 _WEIGHTS_A_CHUNK = 8  # of a unit; with fewer, loading and storing its sums costs too much
 
 
@@ -113,6 +116,7 @@ class Block:
         kernels: The compiled loops.
         count: Examples that are there; the rest of the block is zero at first.
         spare: A block that is done, whose room is taken over.
+        n_threads: Threads that share a step, where there is no other block for them.
     """
 
     def __init__(
@@ -122,7 +126,9 @@ class Block:
         kernels: ModuleType,
         count: int = 0,
         spare: "Block | None" = None,
+        n_threads: int = 1,
     ) -> None:
+        self.n_threads = n_threads
         self.examples, self.count, self.kernels = examples, count, kernels
         self._tensors = tensors
         self._arrays: dict[int, FloatArray] = {}
@@ -380,6 +386,7 @@ class Linear(Step):
              z_first, z.row, z.channel],
             np.int64,
         )  # fmt: skip
+        is_long = len(values) * rows * columns * examples > _LEAST_SHARED
         is_relu = self.activation.name == "relu"
         limits = np.array([0 if is_relu else 1, self.activation.number if is_relu else np.inf])
         limits = limits.astype(np.float32)
@@ -389,10 +396,17 @@ class Linear(Step):
             source = block.array(self.inputs[0])
             added = source if self.added is None else block.array(self.added)
             target = block.make(self.output)
-            kernels.convolve(
-                source, target, added, sizes, starts, offsets, values, self.bias, limits,
-                like, pixel, gap,
-            )  # fmt: skip
+            n_threads = block.n_threads if is_long else 1
+            pieces = iter(_pieces(sizes, n_threads, many, examples, self.strides[1]))
+
+            def share() -> None:
+                for piece in pieces:
+                    kernels.convolve(
+                        source, target, added, piece, starts, offsets, values, self.bias, limits,
+                        like, pixel, gap,
+                    )  # fmt: skip
+
+            in_threads(share, n_threads, on_own_cores=True)
             if not is_relu and self.activation.name != "linear":
                 view = block.view(self.output)
                 view[...] = self.activation(view)
@@ -419,6 +433,33 @@ class Linear(Step):
         offsets += across * (self.dilation[1] * examples)
         starts = np.searchsorted(segment[order], np.arange(chunks * units + 1)).astype(np.int64)
         return starts, offsets[order].astype(np.uint32), self.values[order], chunks
+
+
+def _pieces(
+    sizes: npt.NDArray[np.int64], n_threads: int, many: int, examples: int, stride: int
+) -> list[npt.NDArray[np.int64]]:
+    """Returns the sizes of parts of a convolution, of rows or of a single row's columns."""
+    rows, columns = sizes[:2]
+    if n_threads == 1:
+        return [sizes]
+    if rows > 1:  # of x, y and what is added: where the first row starts
+        axis, steps = 0, (sizes[6], sizes[8], sizes[11])
+        bounds = np.linspace(0, rows, min(rows, 2 * n_threads) + 1).astype(int)
+    else:
+        axis, steps = 1, (examples * stride, examples, examples)
+        bounds = np.linspace(0, columns, max(min(columns // many, 2 * n_threads), 1) + 1).astype(
+            int
+        )
+    pieces = []
+    for begin, end in zip(bounds, bounds[1:], strict=False):
+        piece = sizes.copy()
+        piece[axis] = end - begin
+        piece[5] += begin * steps[0]
+        piece[7] += begin * steps[1]
+        if piece[10] >= 0:
+            piece[10] += begin * steps[2]
+        pieces.append(piece)
+    return pieces
 
 
 def _pixels_at_once(columns: int, steps: int) -> int:

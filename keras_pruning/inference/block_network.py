@@ -1,5 +1,7 @@
 """A planned network on any number of examples, block after block, shared among threads.
 
+A single block is shared too, each convolution of it by rows.
+
 Where Keras computes the model faster, as it may with few zeros or few examples, Keras does.
 """
 
@@ -53,11 +55,13 @@ class BlockNetwork:
         outputs: list[Array | None] = [self._room_for(count, i) for i in self.plan.outputs]
         called: dict[int, list[Array]] = {}  # what Keras gave, by block
         waiting = iter(tops)
+        helpers = self.n_threads if len(tops) == 1 else 1
 
         def share() -> None:
             spare = self._spare(examples)
             for top in waiting:
-                spare = block = self._block([x[top : top + examples] for x in inputs], spare)
+                parts = [x[top : top + examples] for x in inputs]
+                spare = block = self._block(parts, spare, helpers)
                 for do, last in zip(work, self.plan.last, strict=True):
                     do(block)
                     for tensor in last:
@@ -145,9 +149,11 @@ class BlockNetwork:
 
         return run
 
-    def _block(self, inputs: list[Array], spare: Block) -> Block:
+    def _block(self, inputs: list[Array], spare: Block, n_threads: int = 1) -> Block:
         """A block with its inputs, in the room of one that is done."""
-        block = Block(self.plan.tensors, spare.examples, self._kernels, len(inputs[0]), spare)
+        block = Block(
+            self.plan.tensors, spare.examples, self._kernels, len(inputs[0]), spare, n_threads
+        )
         for tensor, rows in zip(self.plan.inputs, inputs, strict=True):
             block.put_rows(tensor, rows)
         return block

@@ -11,7 +11,7 @@ import pytest
 from keras import layers as kl
 
 import keras_pruning as kp
-from keras_pruning.inference import sparse_chain
+from keras_pruning.inference import block_layers, sparse_chain
 from keras_pruning.inference.block_layers import Call
 from keras_pruning.inference.block_network import BlockNetwork, FasterOf
 from keras_pruning.inference.planner import plan_blocks
@@ -767,3 +767,19 @@ def test_random_models(seed):
     keras.utils.set_random_seed(seed)
     check(random_model(rng), seed, counts=(int(rng.choice([1, 15, 17, 40])),), called=None,
           sparsity=None)  # fmt: skip
+
+
+@needs_numba
+@pytest.mark.parametrize("n_threads", [2, 3, 8])
+@pytest.mark.parametrize("seed", range(6))
+def test_a_single_block_is_shared_by_rows_or_columns(seed, n_threads, monkeypatch):
+    monkeypatch.setattr(block_layers, "_LEAST_SHARED", 0)
+    rng = np.random.default_rng(seed)
+    model = shaken(random_model(rng), rng)
+    x = data(model, 5, rng)
+    given = x[0] if len(x) == 1 else x
+    alone, _ = in_blocks(model, given, n_threads=1)
+    shared, _ = in_blocks(model, given, n_threads)
+    for one, other in zip(alone, shared, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert_equal_outputs(shared, by_keras(model, given))
