@@ -26,7 +26,7 @@ Array = npt.NDArray[Any]
 Forward = Callable[[Sequence[Array]], list[Array]]
 
 _SIZES = (32, 16)  # examples of a block
-_MOST_KEPT = 2**28  # bytes of a block's room between two calls
+_MOST_KEPT = 2**31  # bytes of a block's room between two calls, as backends keep theirs
 _MOST_TIMED = 256  # examples on which blocks and Keras are compared
 _TURNS, _SECONDS = 3, 1.0  # of that measurement, at the most
 
