@@ -511,10 +511,10 @@ def to_block(x, y, first, y_channel, y_row, examples):
     flat = x.reshape(x.size)
     example_size = rows * columns * channels
     whole = channels // LANES * LANES
-    for pixel in range(rows * columns):
-        place = first + pixel // columns * y_row + pixel % columns * examples
-        for example in range(0, examples, LANES):
-            is_whole = example + LANES <= count
+    for example in range(0, examples, LANES):
+        is_whole = example + LANES <= count
+        for pixel in range(rows * columns):
+            place = first + pixel // columns * y_row + pixel % columns * examples
             start = example * example_size + pixel * channels
             if is_whole:
                 for channel in range(0, whole, LANES):
@@ -535,10 +535,10 @@ def from_block(y, first, y_channel, y_row, examples, x):
     flat = x.reshape(x.size)
     example_size = rows * columns * channels
     whole = channels // LANES * LANES
-    for pixel in range(rows * columns):
-        place = first + pixel // columns * y_row + pixel % columns * examples
-        for example in range(0, count, LANES):
-            is_whole = example + LANES <= count
+    for example in range(0, count, LANES):
+        is_whole = example + LANES <= count
+        for pixel in range(rows * columns):
+            place = first + pixel // columns * y_row + pixel % columns * examples
             start = example * example_size + pixel * channels
             if is_whole:
                 for channel in range(0, whole, LANES):
