@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 from keras import activations
 
+from keras_pruning.inference.block_layers import aligned
 from keras_pruning.inference.dense_chain import DenseStep, compact
 from keras_pruning.inference.threads import check_threads, in_threads, one_blas_thread
 from keras_pruning.pruning import count_nonzero
@@ -306,7 +307,7 @@ def _weights_product(steps: list[DenseStep]) -> Product:
     def forward(x: FloatArray) -> FloatArray:
         y = np.empty((len(x), units), np.float32)
         width = _NARROW if len(x) <= _NARROW else _WIDE
-        front, back = _aligned(widest * width), _aligned(widest * width)
+        front, back = aligned(widest * width), aligned(widest * width)
         kernels.forward_blocks(x, y, *packed, front, back, (0,) * (width // kernels.LANES))
         return y
 
@@ -325,7 +326,7 @@ def _inputs_product(steps: list[DenseStep]) -> Product:
     is_relu = step.activation is activations.relu
 
     def forward(x: FloatArray) -> FloatArray:
-        y = _aligned(len(x) * len(bias))
+        y = aligned(len(x) * len(bias))
         kernels.multiply_inputs(x, _CHUNK, packed, bias, y, is_relu, like)
         return np.ascontiguousarray(y.reshape(len(x), -1)[:, :units])
 
@@ -343,7 +344,7 @@ def _in_blocks(kernel: FloatArray) -> FloatArray:
     """Returns `(inputs, units)` as aligned `(blocks, inputs, units a block)`, filled with zeros."""
     inputs, units = kernel.shape
     blocks = -(-units // _WIDE)
-    packed = _aligned(blocks * inputs * _WIDE)
+    packed = aligned(blocks * inputs * _WIDE)
     for block, part in enumerate(packed.reshape(blocks, inputs, _WIDE)):
         columns = kernel[:, block * _WIDE : (block + 1) * _WIDE]
         part[:, : columns.shape[1]] = columns
@@ -484,13 +485,6 @@ def _activate(step: DenseStep, y: FloatArray, *, is_rectified: bool = False) -> 
 def _contiguous(step: DenseStep) -> DenseStep:
     kernel = np.require(step.kernel, np.float32, ["C", "W"])
     return replace(step, kernel=kernel, bias=np.require(step.bias, np.float32, ["C", "W"]))
-
-
-def _aligned(size: int) -> FloatArray:
-    """Returns an array of floats that starts at a cache line; NumPy's start anywhere."""
-    room = np.empty(4 * size + 64, np.uint8)
-    start = -room.__array_interface__["data"][0] % 64
-    return room[start : start + 4 * size].view(np.float32)
 
 
 @functools.lru_cache

@@ -66,8 +66,9 @@ class SparseModel:
     `read_dense_chain` understands around them. Of other functional and Sequential models,
     nested ones too, dense and convolutional layers skip their zeros, with BatchNormalization
     and activations in one go; layers that are not known are called in Keras, and where the
-    whole is faster there, with few zeros or few examples, Keras computes it whole. `report`
-    tells.
+    whole is faster there, with few zeros or few examples, Keras computes it whole: the first
+    call with about so many examples runs both a few times. `report` tells. Room for the
+    activations of a block, at most 2 GB a thread, is kept from one call to the next.
 
     The outputs are the Keras model's up to rounding. Weights are copied: training the
     Keras model later does not change this one. Skipped weights do not meet their inputs,
