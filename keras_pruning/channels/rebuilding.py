@@ -174,7 +174,8 @@ class _Trial:
             fill_resized(layer, new, graph, removed)
             sent = self._called(layer, lambda x, _: x)
             wanted = [self._without(y, s) for y, s in zip(sent, self._outputs, strict=True)]
-            return alike(self._called(new, self._without), wanted, layer)
+            same = alike(self._called(new, self._without), wanted, layer)
+            return same and self._tells(new) == [y.shape[1:] for y in wanted]
         except Exception:  # of the user's own code, of the backend: of any kind
             return False
 
@@ -189,6 +190,16 @@ class _Trial:
         except Exception:  # of the user's own code, of the backend: of any kind
             return None
         return new
+
+    def _tells(self, layer: keras.Layer) -> list[tuple[int, ...]]:
+        """The shapes, without the batch, that a layer says it sends for the example's."""
+        args, kwargs = with_tensors(
+            (self._node.arguments.args, self._node.arguments.kwargs),
+            lambda t: keras.KerasTensor(
+                self._without(self._given[id(t)], self._signals[id(t)]).shape, t.dtype
+            ),
+        )
+        return [tuple(y.shape[1:]) for y in keras.tree.flatten(layer(*args, **kwargs))]
 
     def _called(self, layer: keras.Layer, cut: Callable[[Array, Signal], Array]) -> list[Array]:
         args, kwargs = with_tensors(
