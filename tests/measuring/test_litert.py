@@ -200,7 +200,8 @@ def mobile(*, channels=3, padding="valid", last=kl.GlobalAveragePooling2D, extra
         *pad,
         kl.DepthwiseConv2D(3, strides=2, padding=padding),
         kl.Conv2D(16, 1),
-        *([last()] if last else []),
+        last(),
+        kl.Dense(2),
     )
 
 
@@ -214,7 +215,7 @@ def mobile(*, channels=3, padding="valid", last=kl.GlobalAveragePooling2D, extra
         ({"padding": "same"}, 0.7, "hold DEPTHWISE_CONV_2D 3x3, stride 2x2, padding uneven"),
         ({"extra": [kl.MaxPooling2D()]}, 0.7, "may not hold MAX_POOL_2D"),
         ({"extra": [kl.Conv2D(8, 5)]}, 0.7, "may not hold CONV_2D 5x5, stride 1x1, padding 0"),
-        ({"last": None}, 0.7, "must end with a mean over the image"),
+        ({"last": kl.Flatten}, 0.7, "must end with a mean over the image"),
     ],
 )
 def test_the_report_names_the_first_rule_that_keeps_zeros_from_being_skipped(
