@@ -187,7 +187,7 @@ def rows(model: keras.Model, formats: dict, x: np.ndarray, repeats: int) -> pd.D
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=30)
+    parser.add_argument("--repeats", type=int, default=20)
     repeats = parser.parse_args().repeats
     data = pu.load_dataset("mnist" if os.environ.get("TFDS_DATA_DIR") else "digits")
     formats = dict(FORMATS)

@@ -151,7 +151,9 @@ def _prune_arguments(parser: argparse.ArgumentParser) -> None:
         "labels; some thousand are enough",
     )
     parser.add_argument("--shrink", action="store_true", help="remove the pruned units")
-    parser.add_argument("--compress", action="store_true", help="pack the file; Keras loads it")
+    parser.add_argument(
+        "--compress", action="store_true", help="pack the file, without the optimizer"
+    )
 
 
 def _finetune_arguments(parser: argparse.ArgumentParser) -> None:

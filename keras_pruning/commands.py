@@ -78,7 +78,7 @@ def prune_model(arguments: argparse.Namespace) -> None:
     if arguments.shrink:
         pruned = shrink(pruned)
     if arguments.compress:
-        save_compressed(pruned, arguments.output)
+        save_compressed(pruned, arguments.output, for_inference=True)
     else:
         write_whole(arguments.output, model_to_bytes(pruned))
     print(_size(arguments.model, model))
