@@ -43,7 +43,9 @@ def export_litert(
 
     Keras's own `model.export(path, format="litert")`, with pruned kernels stored sparse, and
     a file that appears at `path` only once it is complete and LiteRT's own operations run it.
-    A sparse file is smaller on disk alone: LiteRT unpacks it as it loads it, and is no faster.
+    Of most sparse files only the disk sees the zeros: LiteRT unpacks them as it loads them.
+    From about 97 % of zeros on the converter stores blocks of four numbers, a larger file, and
+    the zeros between them are skipped: single examples are answered several times as fast.
 
     LiteRT computes in float32: of a model in another precision (mixed_float16, float64) a
     float32 copy is exported. A recurrent layer's loop needs a fixed batch there: such a

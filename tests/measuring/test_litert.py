@@ -187,6 +187,25 @@ def test_the_report_counts_bytes_and_zeros_as_they_are_stored(tmp_path):
     assert tuple(row[2:5]) == ("int8", "dense", 60 * 90) and 4860 <= row["zeros"] < 4900
 
 
+def test_few_numbers_are_stored_in_blocks_of_four_and_answered_right(tmp_path):
+    path = tmp_path / "model.tflite"
+    layers = [kl.Dense(256, use_bias=False), kl.Dense(3, use_bias=False)]
+    network = kp.prune_weights(chain((512,), *layers), 0.99)
+    kernel = network.layers[0].get_weights()[0]
+    blocks = int(kernel.T.reshape(256, 128, 4).any(axis=2).sum())
+    x = normal(20, 512)
+    for int8 in (False, True):  # sparse int8 runs here, with other answers, in LiteRT 2.3
+        assert kp.export_litert(network, path, int8=int8).startswith("sparse")
+        expected = outputs(network, x)
+        difference = np.abs(kp.litert_predict(path, x) - expected).max()
+        assert difference < (0.03 if int8 else 1e-5) * np.abs(expected).max()
+    kp.export_litert(network, path)
+    table = kp.litert_report(path).tensors
+    row = table[table["shape"] == (256, 512)].iloc[0]
+    assert row["stored"] == "block" and row["zeros"] == (kernel == 0).sum()
+    assert 16 * blocks < row["bytes"] < 20 * blocks + 4 * 257
+
+
 def mobile(*, channels=3, padding="valid", last=kl.GlobalAveragePooling2D, extra=()):
     """A network as XNNPACK's sparse inference takes it: its README's rules, one by one."""
     pad = [kl.ZeroPadding2D(1)] if padding == "valid" else []
