@@ -82,7 +82,8 @@ def export_litert(
     _check_backend(only_dense=sparse is not True and not int8)
     kinds = _kinds(model, sparse, int8)
     try:
-        kind, content = _smallest_that_runs(_converter(model), kinds)
+        of_kind = functools.partial(_converted, _in_float32(model), _signature(model))
+        kind, content = _smallest_that_runs(functools.cache(of_kind), kinds)
     except Exception as error:  # the converter has errors of its own
         known = _explained(model, error)
         if known is None:
@@ -167,30 +168,19 @@ def _kinds(model: keras.Model, sparse: bool | Literal["auto"], int8: bool) -> li
     return list(dict.fromkeys([f"dense {numbers}", f"sparse {numbers}", "sparse float32"]))
 
 
-def _converter(model: keras.Model) -> Callable[[str], bytes]:
-    """Returns a function that gives the content of the file of a kind, made once."""
-    signature, source = _signature(model), _in_float32(model)
-
-    @functools.cache
-    def convert(kind: str) -> bytes:
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "model.tflite"
-            source.export(path, format="litert", verbose=False, **signature, **_options(kind))
-            return path.read_bytes()
-
-    return convert
-
-
-def _options(kind: str) -> dict[str, Any]:
-    if keras.backend.backend() == "torch":
-        return {}
-    lite = importlib.import_module("tensorflow").lite
-    optimizations = [lite.Optimize.DEFAULT] if "int8" in kind else []
-    if "sparse" in kind:
-        optimizations.append(lite.Optimize.EXPERIMENTAL_SPARSITY)
-    # Else the converter writes files that only an interpreter with TensorFlow in it can run.
-    builtins = {"supported_ops": [lite.OpsSet.TFLITE_BUILTINS]}
-    return {"target_spec": builtins, "optimizations": optimizations}
+def _converted(model: keras.Model, signature: dict[str, Any], kind: str) -> bytes:
+    """Returns the content of the file whose kernels are stored in this way."""
+    options = dict(signature)
+    if keras.backend.backend() == "tensorflow":
+        lite = importlib.import_module("tensorflow").lite
+        wanted = {"int8": lite.Optimize.DEFAULT, "sparse": lite.Optimize.EXPERIMENTAL_SPARSITY}
+        options["optimizations"] = [wanted[word] for word in wanted if word in kind]
+        # Else the converter writes files that only an interpreter with TensorFlow can run.
+        options["target_spec"] = {"supported_ops": [lite.OpsSet.TFLITE_BUILTINS]}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.tflite"
+        model.export(path, format="litert", verbose=False, **options)
+        return path.read_bytes()
 
 
 def _smallest_that_runs(convert: Callable[[str], bytes], kinds: list[str]) -> tuple[str, bytes]:
@@ -309,10 +299,12 @@ def _answers(content: bytes) -> dict[str, npt.NDArray[Any]] | None:
 def _check_alike(found: Any, expected: Any, kind: str) -> None:
     """Raises an error unless a sparse file was seen to answer as the dense one does."""
     tolerance = 1e-2 if "int8" in kind else 1e-4  # of the largest answer
-    if not (found and expected) or not all(
-        np.allclose(found[name], e, rtol=0, atol=tolerance * np.abs(e).max(), equal_nan=True)
-        for name, e in expected.items()
-    ):
+
+    def is_alike(one: npt.NDArray[Any], other: npt.NDArray[Any]) -> bool:
+        largest = np.abs(other[np.isfinite(other)]).max(initial=0)
+        return np.allclose(one, other, rtol=0, atol=tolerance * largest, equal_nan=True)
+
+    if not (found and expected and all(is_alike(found[name], expected[name]) for name in expected)):
         raise ValueError(
             f"LiteRT was not seen to answer with {kind} kernels as with dense ones, so no file was "
             "written. Take sparse='auto' or False."
