@@ -83,6 +83,8 @@ def prune_model(arguments: argparse.Namespace) -> None:
         write_whole(arguments.output, model_to_bytes(pruned))
     print(_size(arguments.model, model))
     print(_size(arguments.output, pruned))
+    if arguments.compress:
+        print(f"{arguments.output}: compressed, {arguments.output.stat().st_size:,} bytes")
 
 
 def finetune_model(arguments: argparse.Namespace) -> None:

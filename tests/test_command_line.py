@@ -141,13 +141,15 @@ def test_printed_tables_separate_thousands_and_show_no_empty_column(files, study
     assert "units" not in header.split() and "2,000" in row.split()
 
 
-def test_prune_compresses_if_asked(files, study):
+def test_prune_compresses_if_asked(files, study, capsys):
     assert main([*PRUNE, "--compress"]) == 0
+    size = (files / "out.keras").stat().st_size
+    assert capsys.readouterr().out.endswith(f"out.keras: compressed, {size:,} bytes\n")
     assert main([*PRUNE[:-1], "plain.keras"]) == 0
     small, plain = (keras.saving.load_model(files / name) for name in ("out.keras", "plain.keras"))
     for array, other in zip(small.get_weights(), plain.get_weights(), strict=True):
         np.testing.assert_array_equal(array, other)
-    assert (files / "out.keras").stat().st_size < 0.4 * (files / "plain.keras").stat().st_size
+    assert size < 0.4 * (files / "plain.keras").stat().st_size
 
 
 @pytest.mark.parametrize("options", [[], ["--learning-rate", "0.02"]])
