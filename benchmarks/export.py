@@ -16,7 +16,8 @@ LiteRT from about 97 % on, where its converter stores blocks of four numbers and
 connected kernel skips what lies between. Units that are cut out make each of them smaller and
 nearly all of them faster.
 
-On the TensorFlow backend, six minutes on two cores; onnxruntime with tf2onnx, openvino and ai-edge-litert are optional.
+On the TensorFlow backend, six minutes on two cores; onnxruntime with tf2onnx, openvino and
+ai-edge-litert are optional.
 """
 
 import argparse
