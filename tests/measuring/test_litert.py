@@ -1,5 +1,7 @@
 """LiteRT files: the model's answers, whole or not at all."""
 
+import errno
+import os
 import sys
 
 import keras
@@ -43,8 +45,17 @@ def model():
 @pytest.fixture(scope="module")
 def exported(model, tmp_path_factory):
     path = tmp_path_factory.mktemp("litert") / "model.tflite"
-    kp.export_litert(model, path)
+    kp.export_litert(model, path, sparse=False)
     return path
+
+
+def chain(shape, *layers, **options):
+    keras.utils.set_random_seed(0)
+    return keras.Sequential([keras.Input(shape, **options), *layers])
+
+
+def normal(*shape):
+    return np.random.default_rng(0).normal(size=shape).astype("float32")
 
 
 def outputs(model, x):
@@ -60,12 +71,192 @@ def test_the_file_gives_the_models_outputs_in_more_than_one_batch(exported, mode
 
 def test_int8_is_a_quarter_of_the_size_and_close(exported, model, images, tmp_path):
     path = tmp_path / "int8.tflite"
-    kp.export_litert(model, path, int8=True)
+    assert kp.export_litert(model, path, sparse=False, int8=True) == "dense int8"
     expected = outputs(model, images)
     difference = np.abs(kp.litert_predict(path, images) - expected).max()
     assert 0 < difference < 0.03 * np.abs(expected).max()
     saved = exported.stat().st_size - path.stat().st_size
     assert saved > 0.7 * 4 * model.layers[2].kernel.shape[0] * 60
+
+
+# ---- zeros that are stored as such
+
+
+def written(model, path, **options):
+    """How the kernels are stored, and the file's bytes."""
+    return kp.export_litert(model, path, **options), path.stat().st_size
+
+
+def test_the_smallest_file_is_taken_and_gives_the_models_outputs(model, images, tmp_path):
+    path = tmp_path / "model.tflite"
+    sizes = {
+        f"{kind} {numbers}": written(model, tmp_path / "one.tflite", sparse=sparse, int8=int8)[1]
+        for kind, sparse in (("dense", False), ("sparse", True))
+        for numbers, int8 in (("float32", False), ("int8", True))
+        if (kind, numbers) != ("sparse", "int8")  # refused, see below
+    }
+    assert sizes["sparse float32"] < sizes["dense int8"] < sizes["dense float32"]
+    for int8 in (False, True):
+        assert written(model, path, int8=int8) == ("sparse float32", sizes["sparse float32"])
+        np.testing.assert_allclose(
+            kp.litert_predict(path, images), outputs(model, images), rtol=1e-4, atol=1e-6
+        )
+    fewer = kp.prune_weights(image_network(), 0.5)
+    assert written(fewer, path, int8=True)[0] == "dense int8"
+
+
+def dense_chain(sparsity):
+    return kp.prune_weights(chain((90,), kl.Dense(60, use_bias=False), kl.Dense(3)), sparsity)
+
+
+@pytest.mark.parametrize("sparsity", [0, 0.15, 0.29])
+def test_where_no_kernel_has_zeros_enough_the_file_is_dense(sparsity, tmp_path):
+    network = dense_chain(sparsity)
+    size = written(network, tmp_path / "model.tflite", sparse=False)[1]
+    for sparse in ("auto", True):
+        found = written(network, tmp_path / "model.tflite", sparse=sparse)
+        assert found == ("dense float32", size)
+
+
+def test_what_litert_does_not_run_is_refused_and_leaves_no_file(model, tmp_path):
+    both = [tf.lite.Optimize.DEFAULT, tf.lite.Optimize.EXPERIMENTAL_SPARSITY]
+    path = tmp_path / "model.tflite"
+    model.export(path, format="litert", verbose=False, optimizations=both)
+    try:
+        kp.litert_predict(path, np.zeros((1, 9, 10), np.uint8))
+        pytest.skip("this LiteRT runs files that are both sparse and int8")
+    except RuntimeError:  # up to 2.3
+        path.unlink()
+    with pytest.raises(ValueError, match="LiteRT cannot run the file.*so none was written"):
+        kp.export_litert(model, path, sparse=True, int8=True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_sparse_file_with_other_answers_is_not_taken(model, images, tmp_path, monkeypatch):
+    export, path = keras.Model.export, tmp_path / "model.tflite"
+    other = kp.prune_weights(model, 0.95)
+
+    def damaged(self, *arguments, optimizations, **options):
+        wrong = tf.lite.Optimize.EXPERIMENTAL_SPARSITY in optimizations
+        export(other if wrong else self, *arguments, optimizations=optimizations, **options)
+
+    monkeypatch.setattr(keras.Sequential, "export", damaged)
+    with pytest.raises(ValueError, match="not seen to answer with sparse float32 kernels as with"):
+        kp.export_litert(model, path, sparse=True)
+    assert not list(tmp_path.iterdir())
+    assert kp.export_litert(model, path) == "dense float32"
+    np.testing.assert_allclose(kp.litert_predict(path, images), outputs(model, images), rtol=1e-4)
+
+
+def test_another_value_of_sparse_is_refused(model, tmp_path):
+    with pytest.raises(ValueError, match="sparse must be True, False or 'auto'. Received: 'CSR'"):
+        kp.export_litert(model, tmp_path / "model.tflite", sparse="CSR")
+
+
+def test_a_pruned_model_of_several_inputs_and_outputs_is_stored_sparse(tmp_path):
+    keras.utils.set_random_seed(0)
+    a, b = keras.Input((40,), name="b"), keras.Input((30,), name="a")  # named against their order
+    ya, yb = kl.Dense(50)(a), kl.Dense(50)(b)
+    network = kp.prune_weights(keras.Model([a, b], [kl.Dense(2)(ya + yb), kl.Dense(3)(yb)]), 0.8)
+    assert written(network, tmp_path / "model.tflite")[0] == "sparse float32"
+    runner = tf.lite.Interpreter(str(tmp_path / "model.tflite")).get_signature_runner()
+    x = {"b": normal(5, 40), "a": normal(5, 30)}
+    by_width = {x[name].shape[1]: x[name] for name in x}
+    named = {key: by_width[d["shape"][1]] for key, d in runner.get_input_details().items()}
+    found = sorted(runner(**named).values(), key=lambda y: y.shape[1])
+    for one, expected in zip(found, network.predict_on_batch([x["b"], x["a"]]), strict=True):
+        np.testing.assert_allclose(one, expected, rtol=1e-4, atol=1e-5)
+
+
+# ---- what is in a file
+
+
+def test_the_report_counts_bytes_and_zeros_as_they_are_stored(tmp_path):
+    path = tmp_path / "model.tflite"
+    kp.export_litert(dense_chain(0.9), path)
+    table = kp.litert_report(path).tensors
+    assert list(table) == ["name", "shape", "type", "stored", "bytes", "zeros"]
+    rows = {row.shape: row[3:] for row in table.itertuples(index=False)}
+    # 540 numbers of 4 bytes, a place of 1 byte for each, 61 ends of rows of 2 bytes
+    assert rows[60, 90] == ("CSR", 540 * 4 + 540 + 61 * 2, 4860)
+    assert rows[3, 60] == ("dense", 3 * 60 * 4, 0)
+    assert table["bytes"].sum() < path.stat().st_size < table["bytes"].sum() + 3000
+    kp.export_litert(dense_chain(0.9), path, sparse=False, int8=True)
+    table = kp.litert_report(path).tensors
+    row = table[table["shape"] == (60, 90)].iloc[0]
+    assert tuple(row[2:5]) == ("int8", "dense", 60 * 90) and 4860 <= row["zeros"] < 4900
+
+
+def test_few_numbers_are_stored_in_blocks_of_four_and_answered_right(tmp_path):
+    path = tmp_path / "model.tflite"
+    layers = [kl.Dense(256, use_bias=False), kl.Dense(3, use_bias=False)]
+    network = kp.prune_weights(chain((512,), *layers), 0.99)
+    kernel = network.layers[0].get_weights()[0]
+    blocks = int(kernel.T.reshape(256, 128, 4).any(axis=2).sum())
+    x = normal(20, 512)
+    for int8 in (False, True):  # sparse int8 runs here, with other answers, in LiteRT 2.3
+        assert kp.export_litert(network, path, int8=int8).startswith("sparse")
+        expected = outputs(network, x)
+        difference = np.abs(kp.litert_predict(path, x) - expected).max()
+        assert difference < (0.03 if int8 else 1e-5) * np.abs(expected).max()
+    kp.export_litert(network, path)
+    table = kp.litert_report(path).tensors
+    row = table[table["shape"] == (256, 512)].iloc[0]
+    assert row["stored"] == "block" and row["zeros"] == (kernel == 0).sum()
+    assert 16 * blocks < row["bytes"] < 20 * blocks + 4 * 257
+
+
+def mobile(*, channels=3, padding="valid", last=kl.GlobalAveragePooling2D, extra=()):
+    """A network as XNNPACK's sparse inference takes it: its README's rules, one by one."""
+    pad = [kl.ZeroPadding2D(1)] if padding == "valid" else []
+    return chain(
+        (16, 16, channels),
+        kl.ZeroPadding2D(1),
+        kl.Conv2D(8, 3, strides=2, activation="relu"),
+        kl.DepthwiseConv2D(3, padding="same"),
+        kl.Conv2D(16, 1, activation="relu"),
+        *extra,
+        *pad,
+        kl.DepthwiseConv2D(3, strides=2, padding=padding),
+        kl.Conv2D(16, 1),
+        last(),
+        kl.Dense(2),
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "sparsity", "told"),
+    [
+        ({}, 0.7, "tried: skips the zeros of 1x1 convolutions"),
+        ({}, 0.2, "skips no zeros: no kernel is stored sparse"),
+        ({}, 0.6, "two thirds of the weights of 1x1 convolutions must be zeros, 60% are"),
+        ({"channels": 1}, 0.7, "must begin with a 3x3 convolution of stride 2 on 3 channels"),
+        ({"padding": "same"}, 0.7, "hold DEPTHWISE_CONV_2D 3x3, stride 2x2, padding uneven"),
+        ({"extra": [kl.MaxPooling2D()]}, 0.7, "may not hold MAX_POOL_2D"),
+        ({"extra": [kl.Conv2D(8, 5)]}, 0.7, "may not hold CONV_2D 5x5, stride 1x1, padding 0"),
+        ({"last": kl.Flatten}, 0.7, "must end with a mean over the image"),
+    ],
+)
+def test_the_report_names_the_first_rule_that_keeps_zeros_from_being_skipped(
+    changes, sparsity, told, tmp_path
+):
+    network = kp.prune_weights(mobile(**changes), sparsity)
+    kp.export_litert(network, tmp_path / "model.tflite", sparse=True)
+    found = kp.litert_report(tmp_path / "model.tflite").sparse_inference
+    assert found.startswith("XNNPACK on ARM and WebAssembly, by its rules, not tried: ")
+    assert told in found
+
+
+def test_another_file_has_no_report(tmp_path, monkeypatch, exported):
+    path = tmp_path / "other.tflite"
+    for content in (b"", b"something else", exported.read_bytes()[:3000]):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="other.tflite' is damaged, or no LiteRT file"):
+            kp.litert_report(path)
+    for name in ("ai_edge_litert", "tensorflow.lite.python"):
+        monkeypatch.setitem(sys.modules, f"{name}.schema_py_generated", None)
+    with pytest.raises(ImportError, match=r'pip install "keras-pruning\[litert\]"'):
+        kp.litert_report(exported)
 
 
 def test_a_convolutional_network_with_batch_normalization(tmp_path):
@@ -81,11 +272,6 @@ def test_a_convolutional_network_with_batch_normalization(tmp_path):
 # ---- files that run with LiteRT's own operations
 
 
-def chain(shape, *layers, **options):
-    keras.utils.set_random_seed(0)
-    return keras.Sequential([keras.Input(shape, **options), *layers])
-
-
 def assert_file_answers(model, x, path, tolerance=1e-5):
     kp.export_litert(model, path)
     assert b"Flex" not in path.read_bytes()  # as LiteRT names what only TensorFlow can run
@@ -93,10 +279,6 @@ def assert_file_answers(model, x, path, tolerance=1e-5):
     assert np.ptp(expected, axis=0).min() > 20 * tolerance  # the outputs tell the examples apart
     np.testing.assert_allclose(kp.litert_predict(path, x), expected, atol=tolerance)
     assert list(path.parent.iterdir()) == [path]
-
-
-def normal(*shape):
-    return np.random.default_rng(0).normal(size=shape).astype("float32")
 
 
 @pytest.mark.parametrize(
@@ -149,7 +331,7 @@ def test_the_file_of_a_network_in_another_precision_runs(dtype, tolerance, tmp_p
     assert model.layers[0].compute_dtype == before  # a copy was exported
 
 
-@keras.saving.register_keras_serializable("test_export")
+@keras.saving.register_keras_serializable("test_litert")
 class Block(kl.Layer):
     def __init__(self, **options):
         super().__init__(**options)
@@ -236,6 +418,21 @@ def test_a_failed_export_leaves_the_old_file(model, tmp_path, monkeypatch):
         kp.export_litert(model, path)
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_and_a_folder_that_is_not_there_leave_nothing(model, tmp_path, monkeypatch):
+    path = tmp_path / "model.tflite"
+    path.write_bytes(b"old")
+    with pytest.raises(FileNotFoundError):
+        kp.export_litert(model, tmp_path / "missing" / "model.tflite", sparse=False)
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        kp.export_litert(model, path, sparse=False)
+    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("name", ["model", "model.keras", "model.tflite.gz"])

@@ -1,0 +1,167 @@
+"""What is in a LiteRT file: how each tensor is stored, and whether sparse kernels would take it."""
+
+import importlib
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+__all__ = ["LitertReport", "litert_report"]
+
+# What XNNPACK's sparse inference takes: the first operator, with its channels, those that may
+# follow, and the last.
+_FIRST = ("CONV_2D 3x3, stride 2x2, padding 1", 3)
+_INSIDE = {
+    "CONV_2D 1x1, stride 1x1, padding 0",
+    *(f"DEPTHWISE_CONV_2D 3x3, stride {n}x{n}, padding 1" for n in (1, 2)),
+    *(f"DEPTHWISE_CONV_2D 5x5, stride {n}x{n}, padding 2" for n in (1, 2)),
+    *"ABS ADD CEIL DENSIFY ELU FLOOR HARD_SWISH LEAKY_RELU LOGISTIC MUL NEG PAD RELU".split(),
+    *"RELU6 RELU_N1_TO_1 RESIZE_BILINEAR ROUND SQUARE".split(),
+}
+_LAST = ("MEAN", "DEPTH_TO_SPACE")
+
+
+class LitertReport(NamedTuple):
+    """What `litert_report` found.
+
+    Attributes:
+        tensors: DataFrame, a row a tensor that is stored in the file: `name`, `shape`, `type`
+            ("float32", "int8"), `stored` ("dense", "CSR" or "block"), `bytes` (of its values
+            and, where it is sparse, their places) and `zeros` (values that are 0; missing
+            where several share a byte).
+        sparse_inference: Whether XNNPACK would skip the zeros on ARM or WebAssembly, or the
+            first of its rules that the graph breaks. By the rules alone: nothing was run.
+    """
+
+    tensors: pd.DataFrame
+    sparse_inference: str
+
+
+def litert_report(path: str | os.PathLike[str]) -> LitertReport:
+    """Returns how the tensors of a LiteRT file are stored, and if their zeros would save time.
+
+    The rules are those of "Sparse Inference" in XNNPACK's delegate for LiteRT
+    (tensorflow/lite/delegates/xnnpack/README.md); on x86 its sparse kernels are left out.
+
+    Args:
+        path: A LiteRT file, from `export_litert` or another converter.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ImportError: If neither ai-edge-litert nor TensorFlow is installed.
+        ValueError: If it is no LiteRT file.
+    """
+    content = Path(path).read_bytes()
+    schema = _schema()
+    try:
+        if content[4:8] != b"TFL3":
+            raise ValueError("it does not begin as one")
+        model = schema.ModelT.InitFromPackedBuf(content)
+        rows = [row for graph in model.subgraphs for row in _rows(model, graph, schema)]
+    except Exception as error:  # damage shows as almost any
+        raise ValueError(
+            f"'{path}' is damaged, or no LiteRT file. ({type(error).__name__}: {error})"
+        ) from error
+    columns = ["name", "shape", "type", "stored", "bytes", "zeros"]
+    table = pd.DataFrame(rows, columns=columns).astype({"zeros": "Int64"})
+    broken = _broken_rule(list(_operators(model, schema)), table)
+    on = "XNNPACK on ARM and WebAssembly, by its rules, not tried:"
+    answer = f"skips no zeros: {broken}" if broken else "skips the zeros of 1x1 convolutions"
+    return LitertReport(table, f"{on} {answer}")
+
+
+def _schema() -> Any:
+    """Returns the classes generated from LiteRT's schema, of whichever package is here."""
+    for package in ("ai_edge_litert", "tensorflow.lite.python"):
+        try:
+            return importlib.import_module(f"{package}.schema_py_generated")
+        except ImportError:
+            continue
+    raise ImportError(
+        'LiteRT files are read with ai-edge-litert: pip install "keras-pruning[litert]"'
+    )
+
+
+def _rows(model: Any, graph: Any, schema: Any) -> Iterator[tuple[Any, ...]]:
+    types = {code: name.lower() for name, code in vars(schema.TensorType).items()}
+    for tensor in graph.tensors:
+        data = model.buffers[tensor.buffer].data
+        if data is None or not len(data):
+            continue  # computed, not stored
+        shape = tuple(map(int, tensor.shape)) if tensor.shape is not None else ()
+        kind, stored, size = types[tensor.type], "dense", len(data)
+        if tensor.sparsity is not None:
+            blocks = tensor.sparsity.blockMap
+            stored = "CSR" if blocks is None or not len(blocks) else "block"
+            places = [
+                part.values
+                for axis in tensor.sparsity.dimMetadata
+                for part in (axis.arraySegments, axis.arrayIndices)
+                if part is not None
+            ]
+            size += sum(np.asarray(values).nbytes for values in places)
+        yield tensor.name.decode(), shape, kind, stored, size, _zeros(data, kind, math.prod(shape))
+
+
+def _zeros(data: npt.NDArray[np.uint8], kind: str, count: int) -> int | None:
+    """Returns how many values of a tensor are 0, those that are not stored too."""
+    if kind in ("string", "int2", "int4", "uint4"):  # no numbers, or several to a byte
+        return None
+    return count - int(np.count_nonzero(np.frombuffer(data, kind)))
+
+
+def _operators(model: Any, schema: Any) -> Iterator[tuple[str, int]]:
+    """Yields each operator in words, in the order in which they run, and its kernel's channels."""
+    kinds = {code: name for name, code in vars(schema.BuiltinOperator).items()}
+    graph, padded = model.subgraphs[0], {}
+    for operator in graph.operators:
+        code, options = model.operatorCodes[operator.opcodeIndex], operator.builtinOptions
+        kind, channels = kinds[max(code.builtinCode, code.deprecatedBuiltinCode)], 0
+        if kind == "PAD":
+            data = model.buffers[graph.tensors[operator.inputs[1]].buffer].data
+            # (before, after) of examples, rows, columns, channels, in 4 or 8 bytes each
+            padded[operator.outputs[0]] = np.frombuffer(data, f"i{len(data) // 8}")[2:6].tolist()
+        if kind in ("CONV_2D", "DEPTHWISE_CONV_2D"):
+            _, rows, columns, channels = graph.tensors[operator.inputs[1]].shape
+            sides = padded.get(operator.inputs[0], [0])
+            stride = f"{options.strideH}x{options.strideW}"
+            if options.padding == schema.Padding.SAME:
+                # With a stride it may pad one side more, so XNNPACK takes it for uneven.
+                sides = [rows // 2, columns // 2] if stride == "1x1" else [0, 1]
+            padding = sides[0] if len(set(sides)) == 1 else "uneven"
+            kind += f" {rows}x{columns}, stride {stride}, padding {padding}"
+            if (options.dilationHFactor, options.dilationWFactor) != (1, 1):
+                kind += ", dilated"
+            if getattr(options, "depthMultiplier", 1) != 1:
+                kind += f", {options.depthMultiplier} outputs a channel"
+        yield kind, int(channels)
+
+
+def _broken_rule(operators: list[tuple[str, int]], tensors: pd.DataFrame) -> str | None:
+    """Returns the first rule of sparse inference that a graph breaks, or `None`."""
+    if (tensors["stored"] == "dense").all():
+        return "no kernel is stored sparse"
+    if _FIRST not in operators:
+        return (
+            "it must begin with a 3x3 convolution of stride 2 on 3 channels, padded by 1 on each "
+            "side (ZeroPadding2D and padding='valid'; 'same' pads one side)"
+        )
+    kinds = [kind for kind, _ in operators[operators.index(_FIRST) + 1 :]]
+    end = next((i for i, kind in enumerate(kinds) if kind in _LAST), None)
+    if end is None:
+        return "it must end with a mean over the image, or with DEPTH_TO_SPACE"
+    foreign = [kind for kind in kinds[:end] if kind not in _INSIDE]
+    if foreign:
+        return f"before the mean over the image it may not hold {foreign[0]}"
+    pointwise = tensors[[len(s) == 4 and s[1:3] == (1, 1) for s in tensors["shape"]]]
+    if not pointwise["type"].isin(["float32", "float16"]).all():
+        return "its kernels must be floating point"
+    share = pointwise["zeros"].sum() / max(1, pointwise["shape"].map(math.prod).sum())
+    if share < 2 / 3:
+        return f"two thirds of the weights of 1x1 convolutions must be zeros, {share:.0%} are"
+    return None
