@@ -162,7 +162,7 @@ def _finetune_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--epochs", type=int, default=1, metavar="N")
     parser.add_argument("--batch-size", type=int, default=128, metavar="N")
     parser.add_argument(
-        "--learning-rate", type=float, help="of a fresh Adam; default: the model's own optimizer"
+        "--learning-rate", type=float, help="of the file's optimizer (a compressed file has SGD)"
     )
 
 

@@ -2,6 +2,8 @@
 
 import argparse
 import contextlib
+import math
+import os
 import sys
 import zipfile
 from collections.abc import Iterator
@@ -23,8 +25,13 @@ from keras_pruning.measuring import (
     save_compressed,
     write_whole,
 )
-from keras_pruning.models import compile_like
-from keras_pruning.pruning import count_nonzero, prune_units, prune_weights, summary
+from keras_pruning.pruning import (
+    check_count,
+    count_nonzero,
+    prune_units,
+    prune_weights,
+    summary,
+)
 from keras_pruning.recovery import KeepZeros, reconstruct
 from keras_pruning.studies import SPARSITIES, local_processes, sparsity_sweep
 
@@ -93,11 +100,22 @@ def finetune_model(arguments: argparse.Namespace) -> None:
     model = _load_model(arguments.model)
     if not model.compiled:
         raise ValueError(f"'{arguments.model}' has no loss to train with: compile() it, save anew.")
+    check_count("--epochs", arguments.epochs)
+    check_count("--batch-size", arguments.batch_size)
     x, y = _load_data(arguments.data, model, part="train")
+    if not len(x):
+        raise ValueError(f"'{arguments.data}' holds no examples.")
     if arguments.learning_rate is not None:
-        compile_like(model, model, optimizer=keras.optimizers.Adam(arguments.learning_rate))
+        if not 0 < arguments.learning_rate < math.inf:
+            raise ValueError(f"--learning-rate must be above 0, not {arguments.learning_rate}.")
+        model.optimizer.learning_rate = arguments.learning_rate
     with contextlib.redirect_stdout(sys.stderr):
-        model.fit(x, y, arguments.batch_size, arguments.epochs, verbose=2, callbacks=[KeepZeros()])
+        print(f"optimizer: {type(model.optimizer).__name__}, as in '{arguments.model}'")
+        fitted = model.fit(
+            x, y, arguments.batch_size, arguments.epochs, verbose=2, callbacks=[KeepZeros()]
+        )
+    if not np.isfinite(fitted.history["loss"]).all():
+        raise ValueError("The loss is no number any more, so nothing was written: train slower.")
     write_whole(arguments.output, model_to_bytes(model))
     print(_size(arguments.output, model))
 
@@ -179,9 +197,11 @@ def _check_output(arguments: argparse.Namespace, *endings: str) -> None:
         return
     if endings and path.suffix not in endings:
         raise ValueError(f"The name of the output must end in {' or '.join(endings)}: '{path}'.")
+    if path.is_dir():
+        raise ValueError(f"'{path}' is a folder: give the name of a file.")
     if not path.parent.is_dir():
         raise ValueError(f"There is no folder '{path.parent}' for '{path.name}': make it first.")
-    if path.exists() and not arguments.force:
+    if os.path.lexists(path) and not arguments.force:
         raise ValueError(f"'{path}' exists. Give another name, or --force to replace it.")
 
 

@@ -167,9 +167,32 @@ def test_finetune_trains_on_and_keeps_the_zeros(files, study, capsys, options):
     loss, accuracy = tuned.evaluate(x, y, verbose=0)
     assert loss < pruned.evaluate(x, y, verbose=0)[0] and accuracy > 0.5
     steps = 3 * -(-len(x) // 128)
-    begun = 0 if options else int(model.optimizer.iterations)
-    assert int(tuned.optimizer.iterations) == begun + steps
+    assert int(tuned.optimizer.iterations) == int(model.optimizer.iterations) + steps
+    rate = 0.02 if options else float(model.optimizer.learning_rate)
+    assert float(tuned.optimizer.learning_rate) == pytest.approx(rate)
+    assert type(tuned.optimizer) is type(model.optimizer)
     assert len(capsys.readouterr().out.splitlines()) == 1  # progress is no output
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--epochs", "0"], "--epochs must be a whole number from 1"),
+        (["--batch-size", "0"], "--batch-size must be a whole number from 1"),
+        (["--learning-rate", "-1"], "--learning-rate must be above 0"),
+        (["--learning-rate", "nan"], "--learning-rate must be above 0"),
+        (["--learning-rate", "1e38"], "The loss is no number any more"),
+        (["--data", "nothing.npz"], "holds no examples"),
+    ],
+)
+def test_finetune_refuses_what_trains_nothing(files, study, capsys, options, message):
+    _, model, x, y = study
+    np.savez(files / "train.npz", x_train=x, y_train=y)
+    np.savez(files / "nothing.npz", x_train=x[:0], y_train=y[:0])
+    words = ["finetune", "model.keras", "--data", "train.npz", "-o", "out.keras", *options]
+    assert main(words) == 2
+    assert message in capsys.readouterr().err
+    assert not (files / "out.keras").exists()
 
 
 def test_export_writes_a_small_keras_file_for_inference(files, study, capsys):

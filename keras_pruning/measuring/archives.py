@@ -2,6 +2,7 @@
 
 import io
 import os
+import shutil
 import tempfile
 import uuid
 import warnings
@@ -75,13 +76,19 @@ def inference_file(model: keras.Model) -> bytes:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Writes a file so that nobody ever sees a part of it under its name."""
+    """Writes a file so that nobody ever sees a part of it under its name.
+
+    One that is there already keeps its permissions; a link stays, and what it points to is written.
+    """
+    path = Path(os.path.realpath(path))
     unfinished = path.with_name(f"{uuid.uuid4().hex}{UNFINISHED}")
     try:
         with unfinished.open("xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())  # or a power cut could leave an empty file of this name
+        if path.exists():
+            shutil.copymode(path, unfinished)
         os.replace(unfinished, path)
     except BaseException:
         unfinished.unlink(missing_ok=True)

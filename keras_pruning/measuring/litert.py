@@ -3,6 +3,7 @@
 import functools
 import importlib
 import importlib.util
+import itertools
 import os
 import re
 import tempfile
@@ -28,7 +29,9 @@ from keras_pruning.models import (
 __all__ = ["export_litert", "litert_predict"]
 
 _BATCH = 256  # examples that the interpreter is given together
-_ANY_SIZE = 16  # of an axis that a file leaves open, where it is tried
+# Of axes that a file leaves open, where it is tried: large ones first, since an image that is too
+# small for its convolutions ends TensorFlow's interpreter, and Python with it.
+_ANY_SIZES = (256, 64, 16)
 _CONVERTERS_SPARSITY = 0.3  # share of zeros from which the converter stores a kernel sparse
 
 
@@ -61,8 +64,8 @@ def export_litert(
             file taken that LiteRT runs, if sparse with the same answers as dense.
         int8: Whether kernels are stored as 8-bit numbers, one scale a tensor or unit, a
             quarter of the size ("dynamic range quantisation"). Zeros stay zeros.
-            LiteRT leaves tensors of fewer than 1024 weights as they are. Sparse int8 files
-            it refuses to run, up to version 2.3 at least.
+            LiteRT leaves tensors of fewer than 1024 weights as they are. Sparse int8
+            kernels of Dense layers it refuses to run, up to version 2.3 at least.
 
     Returns:
         How the kernels are stored: "dense float32", "sparse float32", "dense int8" or
@@ -108,8 +111,8 @@ def litert_predict(path: str | os.PathLike[str], x: Any) -> npt.NDArray[Any]:
     Raises:
         FileNotFoundError: If there is no such file.
         ImportError: If neither package is installed.
-        ValueError: If it is no LiteRT file, has several inputs or outputs, or x has
-            another shape than its input.
+        ValueError: If it is no LiteRT file, has several inputs or outputs or quantised
+            ones, or x has another shape than its input.
     """
     content = Path(path).read_bytes()
     make = _interpreter_class()
@@ -122,6 +125,11 @@ def litert_predict(path: str | os.PathLike[str], x: Any) -> npt.NDArray[Any]:
         raise ValueError(
             f"litert_predict takes one input and one output. '{path}' has {len(inputs)} and "
             f"{len(outputs)}: run it with LiteRT's interpreter."
+        )
+    if inputs[0]["quantization"][0] or outputs[0]["quantization"][0]:
+        raise ValueError(
+            f"'{path}' takes or gives quantised numbers. litert_predict takes files with floating "
+            "point at both ends, as export_litert writes them."
         )
     shape = tuple(int(size) for size in inputs[0]["shape_signature"])
     x = np.asarray(x)
@@ -213,6 +221,11 @@ def _explained(model: keras.Model, error: Exception) -> ValueError | None:
             "take. Export the model as it was before quantize(), with int8=True. "
             f"({type(error).__name__})"
         )
+    if "scope name" in str(error) or "argument names" in str(error):
+        return ValueError(
+            f"The converter does not take the names of model '{model.name}' or its inputs: "
+            "leave spaces out of them."
+        )
     missing = sorted(set(re.findall(r"'tf\.(\w+)' op", str(error))))
     if missing:
         return ValueError(
@@ -270,30 +283,44 @@ def _with_float32(config: Any) -> Any:
 
 
 def _answers(content: bytes) -> dict[str, npt.NDArray[Any]] | None:
-    """Returns what a file answers to zeros and ones; `None` where that cannot be found out.
+    """Returns what a file answers to zeros and ones, or to zeros if it takes no ones.
+
+    `None` where that cannot be found out.
 
     Raises:
         ValueError: If the interpreter cannot run it with its own operations.
     """
     try:
-        runner = _interpreter_class()(model_content=content).get_signature_runner()
+        make = _interpreter_class()
     except ImportError:  # the converter was told to use no other operations
         return None
-    inputs = runner.get_input_details()
-    sizes = {name: inputs[name]["shape_signature"] for name in sorted(inputs)}
-    rng = np.random.default_rng(0)
-    x = {
-        name: rng.integers(0, 2, np.where(size < 0, _ANY_SIZE, size)).astype(inputs[name]["dtype"])
-        for name, size in sizes.items()
-    }
-    try:
-        return runner(**x)
-    except RuntimeError as error:
-        if any(-1 in size[1:] for size in sizes.values()):
-            return None  # the sizes that were tried may not suit the model
-        raise ValueError(
-            f"LiteRT cannot run the file of this model, so none was written. It says: {error}"
-        ) from error
+    inputs = make(model_content=content).get_signature_runner().get_input_details()
+    shapes = {name: inputs[name]["shape_signature"] for name in sorted(inputs)}
+    n_open = max(np.count_nonzero(np.less(shape[1:], 0)) for shape in shapes.values())
+    sizes = _ANY_SIZES[-1:] if not n_open else _ANY_SIZES if n_open <= 2 else _ANY_SIZES[1:]
+    fault = None
+    for size, numbers in itertools.product(sizes, (2, 1)):
+        rng = np.random.default_rng(0)
+        x = {
+            name: rng.integers(0, numbers, _filled(shape, size)).astype(inputs[name]["dtype"])
+            for name, shape in shapes.items()
+        }
+        try:  # anew: one that has failed may not be used again
+            return make(model_content=content).get_signature_runner()(**x)
+        except RuntimeError as error:
+            fault = error
+    if n_open:
+        return None  # the sizes that were tried may not suit the model
+    raise ValueError(
+        f"LiteRT cannot run the file of this model, so none was written. It says: {fault}"
+    ) from fault
+
+
+def _filled(shape: npt.NDArray[np.int32], size: int) -> npt.NDArray[np.int32]:
+    """The shape with this size for open axes, and four examples for an open batch."""
+    filled = np.where(shape < 0, size, shape)
+    filled[:1] = np.where(shape[:1] < 0, 4, shape[:1])
+    return filled
 
 
 def _check_alike(found: Any, expected: Any, kind: str) -> None:

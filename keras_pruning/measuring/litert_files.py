@@ -63,13 +63,14 @@ def litert_report(path: str | os.PathLike[str]) -> LitertReport:
             raise ValueError("it does not begin as one")
         model = schema.ModelT.InitFromPackedBuf(content)
         rows = [row for graph in model.subgraphs for row in _rows(model, graph, schema)]
+        operators = list(_operators(model, schema))
     except Exception as error:  # damage shows as almost any
         raise ValueError(
             f"'{path}' is damaged, or no LiteRT file. ({type(error).__name__}: {error})"
         ) from error
     columns = ["name", "shape", "type", "stored", "bytes", "zeros"]
     table = pd.DataFrame(rows, columns=columns).astype({"zeros": "Int64"})
-    broken = _broken_rule(list(_operators(model, schema)), table)
+    broken = _broken_rule(operators, table)
     on = "XNNPACK on ARM and WebAssembly, by its rules, not tried:"
     answer = f"skips no zeros: {broken}" if broken else "skips the zeros of 1x1 convolutions"
     return LitertReport(table, f"{on} {answer}")
@@ -91,8 +92,9 @@ def _rows(model: Any, graph: Any, schema: Any) -> Iterator[tuple[Any, ...]]:
     types = {code: name.lower() for name, code in vars(schema.TensorType).items()}
     for tensor in graph.tensors:
         data = model.buffers[tensor.buffer].data
-        if data is None or not len(data):
+        if tensor.sparsity is None and (data is None or not len(data)):
             continue  # computed, not stored
+        data = np.zeros(0, np.uint8) if data is None else data  # of zeros alone
         shape = tuple(map(int, tensor.shape)) if tensor.shape is not None else ()
         kind, stored, size = types[tensor.type], "dense", len(data)
         if tensor.sparsity is not None:
@@ -115,50 +117,84 @@ def _zeros(data: npt.NDArray[np.uint8], kind: str, count: int) -> int | None:
     return count - int(np.count_nonzero(np.frombuffer(data, kind)))
 
 
-def _operators(model: Any, schema: Any) -> Iterator[tuple[str, int]]:
-    """Yields each operator in words, in the order in which they run, and its kernel's channels."""
+class _Operator(NamedTuple):
+    kind: str  # in words: what it does and how
+    channels: int = 0  # of a convolution's kernel
+    kernel: str = ""  # the name of the tensor that stores it
+
+
+def _operators(model: Any, schema: Any) -> Iterator[_Operator]:
+    """Yields the operators in the order in which they run."""
     kinds = {code: name for name, code in vars(schema.BuiltinOperator).items()}
-    graph, padded = model.subgraphs[0], {}
+    graph = model.subgraphs[0]
+    padded: dict[int, list[int]] = {}  # what a PAD puts around its output
+    unpacked: dict[int, int] = {}  # a kernel that DENSIFY makes to the one that is stored
     for operator in graph.operators:
-        code, options = model.operatorCodes[operator.opcodeIndex], operator.builtinOptions
-        kind, channels = kinds[max(code.builtinCode, code.deprecatedBuiltinCode)], 0
+        code, inputs = model.operatorCodes[operator.opcodeIndex], operator.inputs
+        number = max(code.builtinCode, code.deprecatedBuiltinCode)
+        kind = kinds.get(number, f"operator {number}")
+        stored = [model.buffers[graph.tensors[i].buffer].data for i in inputs]
+        if kind == "DENSIFY":
+            unpacked[operator.outputs[0]] = inputs[0]
         if kind == "PAD":
-            data = model.buffers[graph.tensors[operator.inputs[1]].buffer].data
             # (before, after) of examples, rows, columns, channels, in 4 or 8 bytes each
-            padded[operator.outputs[0]] = np.frombuffer(data, f"i{len(data) // 8}")[2:6].tolist()
+            padded[operator.outputs[0]] = np.frombuffer(stored[1], f"i{len(stored[1]) // 8}")[
+                2:6
+            ].tolist()
         if kind in ("CONV_2D", "DEPTHWISE_CONV_2D"):
-            _, rows, columns, channels = graph.tensors[operator.inputs[1]].shape
-            sides = padded.get(operator.inputs[0], [0])
-            stride = f"{options.strideH}x{options.strideW}"
-            if options.padding == schema.Padding.SAME:
-                # With a stride it may pad one side more, so XNNPACK takes it for uneven.
-                sides = [rows // 2, columns // 2] if stride == "1x1" else [0, 1]
-            padding = sides[0] if len(set(sides)) == 1 else "uneven"
-            kind += f" {rows}x{columns}, stride {stride}, padding {padding}"
-            if (options.dilationHFactor, options.dilationWFactor) != (1, 1):
-                kind += ", dilated"
-            if getattr(options, "depthMultiplier", 1) != 1:
-                kind += f", {options.depthMultiplier} outputs a channel"
-        yield kind, int(channels)
+            kernel = graph.tensors[unpacked.get(inputs[1], inputs[1])]
+            kind += _window(
+                operator.builtinOptions, kernel.shape, padded.get(inputs[0], [0]), schema
+            )
+            yield _Operator(kind, int(kernel.shape[3]), kernel.name.decode())
+            continue
+        if kind == "MEAN" and sorted(np.frombuffer(stored[1], "i4").tolist()) != [1, 2]:
+            kind = "MEAN over other axes than rows and columns"
+        if kind in ("ADD", "MUL"):
+            shapes = [
+                graph.tensors[i].shape for i, d in zip(inputs, stored, strict=True) if d is not None
+            ]
+            if any(math.prod(shape) != max(shape, default=1) for shape in shapes):
+                kind += " of an array"
+        yield _Operator(kind)
 
 
-def _broken_rule(operators: list[tuple[str, int]], tensors: pd.DataFrame) -> str | None:
+def _window(options: Any, shape: Any, sides: list[int], schema: Any) -> str:
+    """Returns a convolution's window, stride and padding in words."""
+    _, rows, columns, _ = shape
+    stride = f"{options.strideH}x{options.strideW}"
+    if options.padding == schema.Padding.SAME:
+        # With a stride it may pad one side more, so XNNPACK takes it for uneven.
+        sides = [rows // 2, columns // 2] if stride == "1x1" else [0, 1]
+    padding = sides[0] if len(set(sides)) == 1 else "uneven"
+    words = f" {rows}x{columns}, stride {stride}, padding {padding}"
+    if (options.dilationHFactor, options.dilationWFactor) != (1, 1):
+        words += ", dilated"
+    if getattr(options, "depthMultiplier", 1) != 1:
+        words += f", {options.depthMultiplier} outputs a channel"
+    return words
+
+
+def _broken_rule(operators: list[_Operator], tensors: pd.DataFrame) -> str | None:
     """Returns the first rule of sparse inference that a graph breaks, or `None`."""
     if (tensors["stored"] == "dense").all():
         return "no kernel is stored sparse"
-    if _FIRST not in operators:
+    starts = [(one.kind, one.channels) for one in operators]
+    if _FIRST not in starts:
         return (
             "it must begin with a 3x3 convolution of stride 2 on 3 channels, padded by 1 on each "
             "side (ZeroPadding2D and padding='valid'; 'same' pads one side)"
         )
-    kinds = [kind for kind, _ in operators[operators.index(_FIRST) + 1 :]]
-    end = next((i for i, kind in enumerate(kinds) if kind in _LAST), None)
-    if end is None:
+    inside = operators[starts.index(_FIRST) + 1 :]
+    ends = [place for place, one in enumerate(inside) if one.kind in _LAST]
+    if not ends:
         return "it must end with a mean over the image, or with DEPTH_TO_SPACE"
-    foreign = [kind for kind in kinds[:end] if kind not in _INSIDE]
+    inside = inside[: ends[-1]]
+    foreign = [one.kind for one in inside if one.kind not in (*_INSIDE, "MEAN")]
     if foreign:
         return f"before the mean over the image it may not hold {foreign[0]}"
-    pointwise = tensors[[len(s) == 4 and s[1:3] == (1, 1) for s in tensors["shape"]]]
+    names = {one.kernel for one in inside if one.kind.startswith("CONV_2D 1x1")}
+    pointwise = tensors[tensors["name"].isin(names)]
     if not pointwise["type"].isin(["float32", "float16"]).all():
         return "its kernels must be floating point"
     share = pointwise["zeros"].sum() / max(1, pointwise["shape"].map(math.prod).sum())

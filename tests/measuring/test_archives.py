@@ -139,3 +139,13 @@ def test_a_folder_that_is_missing_or_may_not_be_written_to_is_an_error(trained, 
     with pytest.raises(PermissionError):
         kp.save_compressed(trained, folder / "model.keras")
     assert not list(folder.iterdir())
+
+
+def test_a_file_keeps_its_permissions_and_a_link_what_it_points_to(trained, tmp_path):
+    (tmp_path / "private.keras").write_bytes(b"old")
+    (tmp_path / "private.keras").chmod(0o600)
+    (tmp_path / "link.keras").symlink_to(tmp_path / "private.keras")
+    size = kp.save_compressed(trained, tmp_path / "link.keras")
+    assert (tmp_path / "link.keras").is_symlink()
+    assert (tmp_path / "private.keras").stat().st_size == size
+    assert (tmp_path / "private.keras").stat().st_mode & 0o777 == 0o600

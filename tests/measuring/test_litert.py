@@ -491,3 +491,95 @@ def test_a_keras_without_litert_is_named(model, tmp_path, monkeypatch):
     monkeypatch.setattr(keras.Model, "export", export)
     with pytest.raises(ValueError, match="Keras .* cannot write LiteRT files. Take a newer one"):
         kp.export_litert(model, tmp_path / "model.tflite")
+
+
+def network_with_parts(head=False, excited=False, foreign=None, axis=(1, 2)):
+    """A network as XNNPACK's sparse inference takes it, and ways to break its rules."""
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((16, 16, 3))
+    x = kl.Conv2D(16, 3, strides=2, activation="relu")(kl.ZeroPadding2D(1)(inputs))
+    x = kl.Conv2D(32, 1, activation="relu", name="first")(x)
+    if excited:
+        gate = kl.GlobalAveragePooling2D(keepdims=True)(x)
+        x = kl.Multiply()([x, kl.Conv2D(32, 1, activation="sigmoid", name="gate")(gate)])
+    x = foreign(x) if foreign else x
+    x = kl.Conv2D(32, 1, activation="relu", name="second")(x)
+    x = keras.ops.mean(x, axis, keepdims=True)
+    return keras.Model(inputs, kl.Conv2D(400, 1, name="head")(x) if head else x)
+
+
+@pytest.mark.parametrize(
+    ("options", "sparsities", "answer"),
+    [
+        ({}, {"first": 0.8, "second": 0.8}, "skips the zeros"),
+        ({}, {"first": 1.0, "second": 0.6}, "skips the zeros"),
+        ({}, {"first": 0.5, "second": 0.5}, "50% are"),
+        ({"head": True}, {"first": 0.8, "second": 0.8}, "skips the zeros"),
+        ({"head": True}, {"first": 0.4, "second": 0.4, "head": 0.9}, "40% are"),
+        ({"excited": True}, {"first": 0.8, "second": 0.8, "gate": 0.8}, "skips the zeros"),
+        (
+            {"excited": True, "foreign": kl.MaxPooling2D()},
+            {"first": 0.8, "second": 0.8, "gate": 0.8},
+            "may not hold MAX_POOL_2D",
+        ),
+        ({"axis": 3}, {"first": 0.8, "second": 0.8}, "must end with a mean"),
+        (
+            {"foreign": lambda x: x + np.arange(2048, dtype="float32").reshape(1, 8, 8, 32)},
+            {"first": 0.8, "second": 0.8},
+            "may not hold ADD of an array",
+        ),
+    ],
+)
+def test_the_rules_of_sparse_inference_hold_for_the_part_up_to_the_mean(
+    options, sparsities, answer, tmp_path
+):
+    model = network_with_parts(**options)
+    for name, sparsity in sparsities.items():
+        kernel = model.get_layer(name).kernel
+        values = np.array(keras.ops.convert_to_numpy(kernel))
+        values.reshape(-1)[: round(sparsity * values.size)] = 0
+        kernel.assign(values)
+    kp.export_litert(model, tmp_path / "mobile.tflite", sparse=True)
+    assert answer in kp.litert_report(tmp_path / "mobile.tflite").sparse_inference
+
+
+def test_a_kernel_of_zeros_alone_is_in_the_report(tmp_path):
+    model = keras.Sequential([keras.Input((40,)), kl.Dense(50), kl.Dense(3)])
+    model.layers[0].kernel.assign(np.zeros((40, 50)))
+    kp.export_litert(model, tmp_path / "zeros.tflite", sparse=True)
+    table = kp.litert_report(tmp_path / "zeros.tflite").tensors
+    row = table[table["zeros"] == 2000]
+    assert len(row) == 1 and sorted(row["shape"].iloc[0]) == [40, 50]
+    assert row["stored"].iloc[0] != "dense" and row["bytes"].iloc[0] > 0
+
+
+def test_damage_inside_a_file_is_named(exported, tmp_path):
+    content = exported.read_bytes()
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        damaged = np.frombuffer(content, "uint8").copy()
+        damaged[rng.integers(8, min(3000, len(damaged)), 3)] ^= 0xFF
+        (tmp_path / "damaged.tflite").write_bytes(damaged.tobytes())
+        try:
+            kp.litert_report(tmp_path / "damaged.tflite")
+        except ValueError as error:
+            assert "is damaged, or no LiteRT file" in str(error)
+
+
+def test_a_table_of_one_row_and_a_large_open_image_are_exported(tmp_path):
+    inputs = keras.Input((4,), dtype="int32")
+    table = keras.Model(inputs, kl.Dense(3)(kl.Flatten()(kl.Embedding(1, 8)(inputs))))
+    assert kp.export_litert(table, tmp_path / "one.tflite") == "dense float32"
+    x = image = keras.Input((None, None, 3))
+    for _ in range(4):
+        x = kl.Conv2D(16, 3, strides=2)(x)
+    model = keras.Model(image, x)
+    image = kp.prune_weights(model, 0.9, layers=kp.summary(model)["layer"][:2])
+    assert kp.export_litert(image, tmp_path / "image.tflite") == "sparse float32"
+
+
+def test_a_name_with_a_space_is_refused_with_a_remedy(tmp_path):
+    inputs = keras.Input((6, 4), name="my input")
+    model = keras.Model(inputs, kl.LSTM(3)(inputs))
+    with pytest.raises(ValueError, match="leave spaces out"):
+        kp.export_litert(model, tmp_path / "spaces.tflite")
