@@ -404,6 +404,7 @@ class _Unroller:
         self._copies: dict[int, keras.Layer] = {}
         self._weights: dict[int, Any] = {}
         self._names = {t.name for t in inputs}
+        self._hidden: dict[str, bool] = {}
 
     def follow(self, found: Any, inputs: list[Any], holder: keras.Layer, prefix: str = "") -> Any:
         tensors = {id(t): new for t, new in zip(found.inputs, inputs, strict=True)}
@@ -437,7 +438,7 @@ class _Unroller:
             symbols = _symbols((args, kwargs))
             try:
                 found = inside(operation, *symbols)
-                if _has_hidden_weight(operation, found, symbols):
+                if self._hides_weight(operation, found, symbols):
                     raise CannotUnroll(operation, _HIDDEN)
                 return self.follow(found, given, operation, inner)
             except CannotUnroll:
@@ -450,6 +451,18 @@ class _Unroller:
         if function is not None and (prefix or any(id(x) in held for x in self._layers)):
             return self.follow(function, given, operation, inner)
         return self._copied(operation, prefix, lambda new: new(*args, **kwargs))
+
+    def _hides_weight(self, layer: keras.Layer, found: Inside, symbols: Any) -> bool:
+        """As `_has_hidden_weight`; of layers that are made alike one is asked."""
+        shapes = [t.shape for t in keras.tree.flatten(symbols) if isinstance(t, keras.KerasTensor)]
+        try:
+            made_of: Any = model_config(layer)["config"] | {"name": ""}
+        except ValueError:  # it tells none
+            made_of = id(layer)
+        key = repr((type(layer), made_of, shapes))
+        if key not in self._hidden:
+            self._hidden[key] = _has_hidden_weight(layer, found, symbols)
+        return self._hidden[key]
 
     def _copied(self, layer: keras.Layer, prefix: str, call: Any) -> Any:
         """Calls the copy of a layer, which is made for its first call."""
