@@ -136,7 +136,7 @@ def _operators(model: Any, schema: Any) -> Iterator[_Operator]:
         stored = [model.buffers[graph.tensors[i].buffer].data for i in inputs]
         if kind == "DENSIFY":
             unpacked[operator.outputs[0]] = inputs[0]
-        if kind == "PAD":
+        if kind == "PAD" and stored[1] is not None:
             # (before, after) of examples, rows, columns, channels, in 4 or 8 bytes each
             padded[operator.outputs[0]] = np.frombuffer(stored[1], f"i{len(stored[1]) // 8}")[
                 2:6
@@ -148,7 +148,10 @@ def _operators(model: Any, schema: Any) -> Iterator[_Operator]:
             )
             yield _Operator(kind, int(kernel.shape[3]), kernel.name.decode())
             continue
-        if kind == "MEAN" and sorted(np.frombuffer(stored[1], "i4").tolist()) != [1, 2]:
+        axes = (
+            [] if kind != "MEAN" or stored[1] is None else np.frombuffer(stored[1], "i4").tolist()
+        )
+        if kind == "MEAN" and sorted(axes) != [1, 2]:
             kind = "MEAN over other axes than rows and columns"
         if kind in ("ADD", "MUL"):
             shapes = [
