@@ -138,21 +138,17 @@ def _operators(model: Any, schema: Any) -> Iterator[_Operator]:
             unpacked[operator.outputs[0]] = inputs[0]
         if kind == "PAD" and stored[1] is not None:
             # (before, after) of examples, rows, columns, channels, in 4 or 8 bytes each
-            padded[operator.outputs[0]] = np.frombuffer(stored[1], f"i{len(stored[1]) // 8}")[
-                2:6
-            ].tolist()
+            sides = np.frombuffer(stored[1], f"i{len(stored[1]) // 8}")[2:6]
+            padded[operator.outputs[0]] = sides.tolist()
         if kind in ("CONV_2D", "DEPTHWISE_CONV_2D"):
             kernel = graph.tensors[unpacked.get(inputs[1], inputs[1])]
-            kind += _window(
-                operator.builtinOptions, kernel.shape, padded.get(inputs[0], [0]), schema
-            )
+            around = padded.get(inputs[0], [0])
+            kind += _window(operator.builtinOptions, kernel.shape, around, schema)
             yield _Operator(kind, int(kernel.shape[3]), kernel.name.decode())
             continue
-        axes = (
-            [] if kind != "MEAN" or stored[1] is None else np.frombuffer(stored[1], "i4").tolist()
-        )
-        if kind == "MEAN" and sorted(axes) != [1, 2]:
-            kind = "MEAN over other axes than rows and columns"
+        if kind == "MEAN":
+            axes = [] if stored[1] is None else np.frombuffer(stored[1], "i4").tolist()
+            kind += "" if sorted(axes) == [1, 2] else " over other axes than rows and columns"
         if kind in ("ADD", "MUL"):
             shapes = [
                 graph.tensors[i].shape for i, d in zip(inputs, stored, strict=True) if d is not None
