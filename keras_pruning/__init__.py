@@ -10,11 +10,14 @@ if TYPE_CHECKING:
     from keras_pruning.inference import SparseModel
     from keras_pruning.measuring import (
         Latency,
+        LitertReport,
         Measurement,
         compare,
         export_litert,
         litert_predict,
+        litert_report,
         measure,
+        save_compressed,
     )
     from keras_pruning.pruning import (
         activation_scores,
@@ -52,6 +55,7 @@ __all__ = [
     "GradualPruning",
     "KeepZeros",
     "Latency",
+    "LitertReport",
     "Measurement",
     "SparseModel",
     "activation_scores",
@@ -61,6 +65,7 @@ __all__ = [
     "keep_zeros",
     "limit_threads",
     "litert_predict",
+    "litert_report",
     "load_results",
     "local_processes",
     "measure",
@@ -73,6 +78,7 @@ __all__ = [
     "prune_weights",
     "reconstruct",
     "rewind",
+    "save_compressed",
     "sensitivity_sweep",
     "shrink",
     "sparsity_sweep",

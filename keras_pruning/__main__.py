@@ -20,6 +20,9 @@ _EXAMPLES = (
     "prune model.keras --method units --sparsity 0.8 --reconstruct train.npz --shrink "
     "-o small.keras",
     "prune model.keras --method weights --sparsity 0.5 --layers dense_1 dense_2 -o part.keras",
+    "finetune sparse.keras --data train.npz --epochs 2 -o tuned.keras",
+    "export tuned.keras -o model.tflite",
+    "export tuned.keras -o small.keras",
     "measure model.keras --data test.npz",
     "measure model.keras small.keras --batch-sizes 1 32",
     "sweep model.keras --data mnist",
@@ -27,8 +30,8 @@ _EXAMPLES = (
     "sweep model.keras --data test.npz --scheduler tcp://host:8786 --store results -o sweep.csv",
 )
 _DATA_HELP = (
-    "a .npz file with the arrays x and y (or x_test and y_test), or the name of a data set "
-    "that TensorFlow Datasets has prepared, such as mnist, of which the test part is taken"
+    "a .npz file with the arrays x and y (or x_{0} and y_{0}), or the name of a data set "
+    "that TensorFlow Datasets has prepared, such as mnist, of which the {0} part is taken"
 )
 _LAYERS_HELP = "names, as summary prints them; default: all that it does not print as spared"
 _STORE_HELP = "folder that keeps each finished point: a sweep that was stopped goes on from there"
@@ -86,6 +89,10 @@ def _parser() -> argparse.ArgumentParser:
 
     _sweep_arguments(add("sweep_model", "sweep", "accuracy at many sparsities"))
     _prune_arguments(add("prune_model", "prune", "write a pruned model"))
+    about = "train a pruned model on, its zeros kept"
+    _finetune_arguments(add("finetune_model", "finetune", about))
+    about = "write a small file for inference: LiteRT, or .keras compressed and without optimizer"
+    _export_arguments(add("export_model", "export", about))
     about = "a row a layer: weights, zeros, units"
     _output_arguments(_model_argument(add("summarise_model", "summary", about)), "CSV file")
     about = (
@@ -116,7 +123,7 @@ def _output_arguments(
 
 def _sweep_arguments(parser: argparse.ArgumentParser) -> None:
     _output_arguments(_model_argument(parser), "CSV file")
-    parser.add_argument("--data", required=True, help=_DATA_HELP)
+    parser.add_argument("--data", required=True, help=_DATA_HELP.format("test"))
     parser.add_argument("--methods", nargs="+", choices=_METHODS, default=_METHODS[:3])
     parser.add_argument(
         "--sparsities", nargs="+", type=float, metavar="SHARE", help="0 to 1 each; default: ten"
@@ -144,11 +151,32 @@ def _prune_arguments(parser: argparse.ArgumentParser) -> None:
         "labels; some thousand are enough",
     )
     parser.add_argument("--shrink", action="store_true", help="remove the pruned units")
+    parser.add_argument(
+        "--compress", action="store_true", help="pack the file, without the optimizer"
+    )
+
+
+def _finetune_arguments(parser: argparse.ArgumentParser) -> None:
+    _output_arguments(_model_argument(parser), ".keras file", required=True)
+    parser.add_argument("--data", required=True, help=_DATA_HELP.format("train"))
+    parser.add_argument("--epochs", type=int, default=1, metavar="N")
+    parser.add_argument("--batch-size", type=int, default=128, metavar="N")
+    parser.add_argument(
+        "--learning-rate", type=float, help="of the file's optimizer (a compressed file has SGD)"
+    )
+
+
+def _export_arguments(parser: argparse.ArgumentParser) -> None:
+    _output_arguments(_model_argument(parser), ".tflite or .keras file", required=True)
+    parser.add_argument("--int8", action="store_true", help="allow kernels of 8-bit numbers")
+    parser.add_argument("--dense", action="store_true", help="store no kernel sparse")
 
 
 def _measure_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("models", type=Path, nargs="+", help=".keras files")
-    parser.add_argument("--data", help=f"{_DATA_HELP}; without it, random inputs and no accuracy")
+    parser.add_argument(
+        "--data", help=f"{_DATA_HELP.format('test')}; without it, random inputs and no accuracy"
+    )
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=(1, 256), metavar="N")
     _output_arguments(parser, "CSV file")
 

@@ -2,6 +2,8 @@
 
 import argparse
 import contextlib
+import math
+import os
 import sys
 import zipfile
 from collections.abc import Iterator
@@ -15,18 +17,32 @@ import numpy as np
 import pandas as pd
 
 from keras_pruning.channels import shrink
-from keras_pruning.measuring import compare, inference_file
-from keras_pruning.pruning import count_nonzero, prune_units, prune_weights, summary
-from keras_pruning.recovery import reconstruct
-from keras_pruning.studies import (
-    SPARSITIES,
-    local_processes,
+from keras_pruning.measuring import (
+    compare,
+    export_litert,
+    inference_file,
     model_to_bytes,
-    sparsity_sweep,
+    save_compressed,
     write_whole,
 )
+from keras_pruning.pruning import (
+    check_count,
+    count_nonzero,
+    prune_units,
+    prune_weights,
+    summary,
+)
+from keras_pruning.recovery import KeepZeros, reconstruct
+from keras_pruning.studies import SPARSITIES, local_processes, sparsity_sweep
 
-__all__ = ["measure_models", "prune_model", "summarise_model", "sweep_model"]
+__all__ = [
+    "export_model",
+    "finetune_model",
+    "measure_models",
+    "prune_model",
+    "summarise_model",
+    "sweep_model",
+]
 
 _CONNECT_SECONDS = 10
 _RANDOM_EXAMPLES = 256
@@ -58,9 +74,7 @@ def sweep_model(arguments: argparse.Namespace) -> None:
 
 def prune_model(arguments: argparse.Namespace) -> None:
     """Writes a pruned model, and prints the sizes before and after."""
-    _check_output(arguments)
-    if arguments.output.suffix != ".keras":
-        raise ValueError(f"The name of the output must end in .keras: '{arguments.output}'.")
+    _check_output(arguments, ".keras")
     model = _load_model(arguments.model)
     prune = prune_weights if arguments.method == "weights" else prune_units
     pruned = prune(model, arguments.sparsity, scope=arguments.scope, layers=arguments.layers)
@@ -70,9 +84,58 @@ def prune_model(arguments: argparse.Namespace) -> None:
         pruned = reconstruct(pruned, model, x, progress=False)
     if arguments.shrink:
         pruned = shrink(pruned)
-    write_whole(arguments.output, model_to_bytes(pruned))
+    if arguments.compress:
+        save_compressed(pruned, arguments.output, for_inference=True)
+    else:
+        write_whole(arguments.output, model_to_bytes(pruned))
     print(_size(arguments.model, model))
     print(_size(arguments.output, pruned))
+    if arguments.compress:
+        print(f"{arguments.output}: compressed, {arguments.output.stat().st_size:,} bytes")
+
+
+def finetune_model(arguments: argparse.Namespace) -> None:
+    """Trains a model on, its zeros kept, and writes it."""
+    _check_output(arguments, ".keras")
+    model = _load_model(arguments.model)
+    if not model.compiled:
+        raise ValueError(f"'{arguments.model}' has no loss to train with: compile() it, save anew.")
+    check_count("--epochs", arguments.epochs)
+    check_count("--batch-size", arguments.batch_size)
+    x, y = _load_data(arguments.data, model, part="train")
+    if not len(x):
+        raise ValueError(f"'{arguments.data}' holds no examples.")
+    if arguments.learning_rate is not None:
+        if not 0 < arguments.learning_rate < math.inf:
+            raise ValueError(f"--learning-rate must be above 0, not {arguments.learning_rate}.")
+        model.optimizer.learning_rate = arguments.learning_rate
+    with contextlib.redirect_stdout(sys.stderr):
+        print(f"optimizer: {type(model.optimizer).__name__}, as in '{arguments.model}'")
+        fitted = model.fit(
+            x, y, arguments.batch_size, arguments.epochs, verbose=2, callbacks=[KeepZeros()]
+        )
+    if not np.isfinite(fitted.history["loss"]).all():
+        raise ValueError("The loss is no number any more, so nothing was written: train slower.")
+    write_whole(arguments.output, model_to_bytes(model))
+    print(_size(arguments.output, model))
+
+
+def export_model(arguments: argparse.Namespace) -> None:
+    """Writes a model for inference as a small file, and prints how it is stored."""
+    output = arguments.output
+    _check_output(arguments, ".tflite", ".keras")
+    if output.suffix == ".keras" and (arguments.int8 or arguments.dense):
+        raise ValueError(f"--int8 and --dense are for .tflite files. The output is '{output}'.")
+    model = _load_model(arguments.model)
+    if output.suffix == ".keras":
+        save_compressed(model, output, for_inference=True)
+        stored = "compressed"
+    else:
+        stored = export_litert(
+            model, output, sparse=False if arguments.dense else "auto", int8=arguments.int8
+        )
+    print(_size(arguments.model, model))
+    print(f"{output}: {stored}, {output.stat().st_size:,} bytes")
 
 
 def summarise_model(arguments: argparse.Namespace) -> None:
@@ -127,14 +190,18 @@ def _size(path: Path, model: keras.Model) -> str:
     )
 
 
-def _check_output(arguments: argparse.Namespace) -> None:
+def _check_output(arguments: argparse.Namespace, *endings: str) -> None:
     """Refuses, before any work, to replace a file or to write where there is no folder."""
     path = arguments.output
     if path is None:
         return
+    if endings and path.suffix not in endings:
+        raise ValueError(f"The name of the output must end in {' or '.join(endings)}: '{path}'.")
+    if path.is_dir():
+        raise ValueError(f"'{path}' is a folder: give the name of a file.")
     if not path.parent.is_dir():
         raise ValueError(f"There is no folder '{path.parent}' for '{path.name}': make it first.")
-    if path.exists() and not arguments.force:
+    if os.path.lexists(path) and not arguments.force:
         raise ValueError(f"'{path}' exists. Give another name, or --force to replace it.")
 
 
@@ -149,12 +216,12 @@ def _load_model(path: Path) -> keras.Model:
         raise ValueError(f"'{path}' cannot be loaded: {error}") from error
 
 
-def _load_data(name: str, model: keras.Model) -> tuple[Any, Any]:
+def _load_data(name: str, model: keras.Model, part: str = "test") -> tuple[Any, Any]:
     """Returns x and y; x in the model's input shape where only axes of length one differ."""
     if name.endswith(".npz"):
-        x, y = _arrays(Path(name), ("x", "y"), ("x_test", "y_test"))
+        x, y = _arrays(Path(name), ("x", "y"), (f"x_{part}", f"y_{part}"))
     else:
-        x, y = _from_tfds(name)
+        x, y = _from_tfds(name, part)
     return _in_model_shape(x, model, name), y
 
 
@@ -186,7 +253,7 @@ def _arrays(path: Path, *choices: tuple[str, ...]) -> tuple[Any, ...]:
     raise ValueError(f"'{path}' must hold the arrays {wanted}. It holds: {sorted(arrays)}")
 
 
-def _from_tfds(name: str) -> tuple[Any, Any]:
+def _from_tfds(name: str, part: str) -> tuple[Any, Any]:
     try:
         import tensorflow_datasets as tfds
     except ImportError as error:
@@ -194,10 +261,10 @@ def _from_tfds(name: str) -> tuple[Any, Any]:
             f"'{name}' is no .npz file, and data sets need: pip install tensorflow-datasets"
         ) from error
     try:
-        read = tfds.load(name, split="test", as_supervised=True, batch_size=-1, download=False)
-    except Exception as error:  # of many kinds: unknown, not prepared, without a test part
+        read = tfds.load(name, split=part, as_supervised=True, batch_size=-1, download=False)
+    except Exception as error:  # of many kinds: unknown, not prepared, without this part
         raise ValueError(
-            f"TensorFlow Datasets has prepared no data set '{name}' with a test part: give a "
+            f"TensorFlow Datasets has prepared no data set '{name}' with a {part} part: give a "
             f'.npz file, or prepare it with python -c "import tensorflow_datasets as tfds; '
             f"tfds.load('{name}')\". It says: {str(error).strip().splitlines()[0]}"
         ) from error

@@ -13,7 +13,7 @@ os.environ["MPLBACKEND"] = "Agg"
 # The tutorial and LiteRT stand on TensorFlow, and documents and figures on no backend: tested
 # there alone.
 if os.environ.get("KERAS_BACKEND", "tensorflow") != "tensorflow":
-    collect_ignore = ["tutorial", "plots", "measuring/test_export.py"]
+    collect_ignore = ["tutorial", "plots", "measuring/test_litert.py"]
 
 
 def pytest_configure(config):

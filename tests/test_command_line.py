@@ -42,6 +42,7 @@ def files(study, tmp_path, monkeypatch):
 
 
 SWEEP = ["sweep", "model.keras", "--data", "test.npz", "--sparsities", "0", "0.5", "0.9"]
+COMMANDS = ["sweep", "prune", "finetune", "export", "summary", "measure"]
 PRUNE = ["prune", "model.keras", "--method", "units", "--sparsity", "0.5", "-o", "out.keras"]
 
 
@@ -138,6 +139,90 @@ def test_printed_tables_separate_thousands_and_show_no_empty_column(files, study
     assert main(["summary", "embedding.keras"]) == 0
     header, row = capsys.readouterr().out.splitlines()
     assert "units" not in header.split() and "2,000" in row.split()
+
+
+def test_prune_compresses_if_asked(files, study, capsys):
+    assert main([*PRUNE, "--compress"]) == 0
+    size = (files / "out.keras").stat().st_size
+    assert capsys.readouterr().out.endswith(f"out.keras: compressed, {size:,} bytes\n")
+    assert main([*PRUNE[:-1], "plain.keras"]) == 0
+    small, plain = (keras.saving.load_model(files / name) for name in ("out.keras", "plain.keras"))
+    for array, other in zip(small.get_weights(), plain.get_weights(), strict=True):
+        np.testing.assert_array_equal(array, other)
+    assert size < 0.4 * (files / "plain.keras").stat().st_size
+
+
+@pytest.mark.parametrize("options", [[], ["--learning-rate", "0.02"]])
+def test_finetune_trains_on_and_keeps_the_zeros(files, study, capsys, options):
+    _, model, x, y = study
+    np.savez(files / "train.npz", x_train=x, y_train=y)
+    pruned = kp.prune_weights(model, 0.8)
+    pruned.save(files / "pruned.keras")
+    words = ["finetune", "pruned.keras", "--data", "train.npz", "--epochs", "3", *options]
+    assert main([*words, "-o", "out.keras"]) == 0
+    tuned = keras.saving.load_model(files / "out.keras")
+    for array, other in zip(tuned.get_weights(), pruned.get_weights(), strict=True):
+        assert array.ndim == 1 or ((array == 0) == (other == 0)).all()
+        assert not np.array_equal(array, other)
+    loss, accuracy = tuned.evaluate(x, y, verbose=0)
+    assert loss < pruned.evaluate(x, y, verbose=0)[0] and accuracy > 0.5
+    steps = 3 * -(-len(x) // 128)
+    assert int(tuned.optimizer.iterations) == int(model.optimizer.iterations) + steps
+    rate = 0.02 if options else float(model.optimizer.learning_rate)
+    assert float(tuned.optimizer.learning_rate) == pytest.approx(rate)
+    assert type(tuned.optimizer) is type(model.optimizer)
+    assert len(capsys.readouterr().out.splitlines()) == 1  # progress is no output
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--epochs", "0"], "--epochs must be a whole number from 1"),
+        (["--batch-size", "0"], "--batch-size must be a whole number from 1"),
+        (["--learning-rate", "-1"], "--learning-rate must be above 0"),
+        (["--learning-rate", "nan"], "--learning-rate must be above 0"),
+        (["--learning-rate", "1e38"], "The loss is no number any more"),
+        (["--data", "nothing.npz"], "holds no examples"),
+    ],
+)
+def test_finetune_refuses_what_trains_nothing(files, study, capsys, options, message):
+    _, model, x, y = study
+    np.savez(files / "train.npz", x_train=x, y_train=y)
+    np.savez(files / "nothing.npz", x_train=x[:0], y_train=y[:0])
+    words = ["finetune", "model.keras", "--data", "train.npz", "-o", "out.keras", *options]
+    assert main(words) == 2
+    assert message in capsys.readouterr().err
+    assert not (files / "out.keras").exists()
+
+
+def test_export_writes_a_small_keras_file_for_inference(files, study, capsys):
+    _, model, x, y = study
+    assert main(["export", "model.keras", "-o", "small.keras"]) == 0
+    size = (files / "small.keras").stat().st_size
+    assert capsys.readouterr().out.endswith(f"small.keras: compressed, {size:,} bytes\n")
+    assert size < 0.5 * (files / "model.keras").stat().st_size
+    loaded = keras.saving.load_model(files / "small.keras")
+    found, expected = loaded.evaluate(x, y, verbose=0), model.evaluate(x, y, verbose=0)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow" or "litert" not in keras.Model.export.__doc__,
+    reason="LiteRT files are written on TensorFlow, by a newer Keras",
+)
+def test_export_writes_a_litert_file_and_says_how_it_is_stored(files, study, capsys):
+    _, model, x, _ = study
+    wide = keras.Sequential([*model.layers[:1], keras.layers.Dense(100), keras.layers.Dense(4)])
+    wide.build((None, 20))
+    kp.prune_weights(wide, 0.95).save(files / "model.keras")
+    wanted = {"": "sparse float32", "--dense": "dense float32", "--dense --int8": "dense int8"}
+    for options, stored in wanted.items():
+        assert main(["export", "model.keras", *options.split(), "-o", "a.tflite", "--force"]) == 0
+        size = (files / "a.tflite").stat().st_size
+        assert capsys.readouterr().out.endswith(f"a.tflite: {stored}, {size:,} bytes\n")
+        expected = keras.saving.load_model(files / "model.keras").predict(x, verbose=0)
+        atol = (0.03 if "int8" in stored else 1e-5) * np.abs(expected).max()
+        np.testing.assert_allclose(kp.litert_predict("a.tflite", x), expected, atol=atol)
 
 
 def test_prune_shrinks_if_asked(files, study, capsys):
@@ -244,6 +329,17 @@ def test_the_input_is_not_overwritten_either(files, capsys):
         ([*SWEEP, "-o", "none/table.csv"], "There is no folder 'none' for 'table.csv'"),
         ([*PRUNE, "--layers", "no_such"], "no_such"),
         ([*PRUNE[:-1], "out.h5"], "must end in .keras"),
+        (
+            ["finetune", "model.keras", "--data", "none.npz", "-o", "out.keras"],
+            "no file 'none.npz'",
+        ),
+        (["finetune", "plain.keras", "--data", "test.npz", "-o", "out.keras"], "no loss to train"),
+        (
+            ["finetune", "model.keras", "--data", "other.npz", "-o", "out.keras"],
+            "x_train and y_tra",
+        ),
+        (["export", "model.keras", "-o", "out.h5"], "must end in .tflite or .keras: 'out.h5'"),
+        (["export", "model.keras", "--int8", "-o", "out.keras"], "--int8 and --dense are for .tf"),
         ([*PRUNE, "--reconstruct", "none.npz"], "There is no file 'none.npz'"),
         ([*PRUNE, "--reconstruct", "other.npz"], "must hold the arrays x, or x_train. It holds"),
         ([*PRUNE, "--reconstruct", "wide.npz"], r"have the shape (30,), the model takes (20,)"),
@@ -253,6 +349,7 @@ def test_what_cannot_be_used_is_named(files, study, capsys, arguments, message):
     _, _, x, y = study
     (files / "text.keras").write_text("text")
     (files / "text.npz").write_text("text")
+    keras.Sequential([keras.Input((20,)), keras.layers.Dense(2)]).save(files / "plain.keras")
     np.savez(files / "other.npz", a=x)
     np.savez(files / "wide.npz", x=np.ones((5, 30)), y=np.ones(5))
     np.savez(files / "short.npz", x=x, y=y[:-1])
@@ -401,7 +498,7 @@ def test_a_wrong_word_is_exit_code_2(capsys):
     assert "invalid choice: 'prun'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", [[], ["sweep"], ["prune"], ["summary"], ["measure"]])
+@pytest.mark.parametrize("command", [[], *([word] for word in COMMANDS)])
 def test_help_has_examples(command, capsys):
     with pytest.raises(SystemExit) as ended:
         main([*command, "--help"])

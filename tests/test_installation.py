@@ -58,7 +58,7 @@ NEEDS_EXTRA = {
     "litert": (
         "ai_edge_litert",  # and of TensorFlow, which has an interpreter too, that alone
         "import sys, types; sys.modules['tensorflow'] = types.ModuleType('tensorflow')\n"
-        "from keras_pruning.measuring.export import _interpreter_class; _interpreter_class()",
+        "from keras_pruning.measuring.litert import _interpreter_class; _interpreter_class()",
     ),
     "cluster": (
         "distributed",

@@ -155,6 +155,7 @@ class ChannelGraph:
         self.what_if = what_if
         self.closed = closed or {}  # layers not to look into, and why
         self.bound_layers = bound_layers or {}  # not to be rebuilt of what they call, and why
+        self.asks_for_batch = False  # a layer inside does: followed for one example
         self.is_sure = True  # only layers whose rules have been proved at length
         self.bound = ""  # why heads stay, inside a layer that cannot be rebuilt of what it calls
         # The node, what it receives and what it sends.

@@ -174,7 +174,8 @@ class _Trial:
             fill_resized(layer, new, graph, removed)
             sent = self._called(layer, lambda x, _: x)
             wanted = [self._without(y, s) for y, s in zip(sent, self._outputs, strict=True)]
-            return alike(self._called(new, self._without), wanted, layer)
+            same = alike(self._called(new, self._without), wanted, layer)
+            return same and self._tells(new) == [y.shape[1:] for y in wanted]
         except Exception:  # of the user's own code, of the backend: of any kind
             return False
 
@@ -189,6 +190,16 @@ class _Trial:
         except Exception:  # of the user's own code, of the backend: of any kind
             return None
         return new
+
+    def _tells(self, layer: keras.Layer) -> list[tuple[int, ...]]:
+        """The shapes, without the batch, that a layer says it sends for the example's."""
+        args, kwargs = with_tensors(
+            (self._node.arguments.args, self._node.arguments.kwargs),
+            lambda t: keras.KerasTensor(
+                self._without(self._given[id(t)], self._signals[id(t)]).shape, t.dtype
+            ),
+        )
+        return [tuple(y.shape[1:]) for y in keras.tree.flatten(layer(*args, **kwargs))]
 
     def _called(self, layer: keras.Layer, cut: Callable[[Array, Signal], Array]) -> list[Array]:
         args, kwargs = with_tensors(
@@ -393,6 +404,7 @@ class _Unroller:
         self._copies: dict[int, keras.Layer] = {}
         self._weights: dict[int, Any] = {}
         self._names = {t.name for t in inputs}
+        self._hidden: dict[str, bool] = {}
 
     def follow(self, found: Any, inputs: list[Any], holder: keras.Layer, prefix: str = "") -> Any:
         tensors = {id(t): new for t, new in zip(found.inputs, inputs, strict=True)}
@@ -426,7 +438,7 @@ class _Unroller:
             symbols = _symbols((args, kwargs))
             try:
                 found = inside(operation, *symbols)
-                if _has_hidden_weight(operation, found, symbols):
+                if self._hides_weight(operation, found, symbols):
                     raise CannotUnroll(operation, _HIDDEN)
                 return self.follow(found, given, operation, inner)
             except CannotUnroll:
@@ -439,6 +451,18 @@ class _Unroller:
         if function is not None and (prefix or any(id(x) in held for x in self._layers)):
             return self.follow(function, given, operation, inner)
         return self._copied(operation, prefix, lambda new: new(*args, **kwargs))
+
+    def _hides_weight(self, layer: keras.Layer, found: Inside, symbols: Any) -> bool:
+        """As `_has_hidden_weight`; of layers that are made alike one is asked."""
+        shapes = [t.shape for t in keras.tree.flatten(symbols) if isinstance(t, keras.KerasTensor)]
+        try:
+            made_of: Any = model_config(layer)["config"] | {"name": ""}
+        except ValueError:  # it tells none
+            made_of = id(layer)
+        key = repr((type(layer), made_of, shapes))
+        if key not in self._hidden:
+            self._hidden[key] = _has_hidden_weight(layer, found, symbols)
+        return self._hidden[key]
 
     def _copied(self, layer: keras.Layer, prefix: str, call: Any) -> Any:
         """Calls the copy of a layer, which is made for its first call."""

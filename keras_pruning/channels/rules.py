@@ -119,6 +119,10 @@ def stated(graph: ChannelGraph, call: Call) -> Signal:
     """A layer of one's own, as its `prunable_axes` says; the result is compared on examples."""
     layer = call.operation
     axes = stated_axes(layer) or {}
+    if len(call.inputs) != 1 or len(call.output_shapes) != 1:
+        raise NoRule(
+            "has a prunable_axes(), which is for one tensor that comes in and one that goes"
+        )
     last = len(call.output_shape) - 1
     x = graph.on_axis(call.inputs[0], -1, layer, "is said to read the last axis")
     weights = {v.name: v for v in own_weights(layer)}

@@ -33,6 +33,7 @@ from keras_pruning.models import (
     copy_state,
     first_line,
     functional_graph,
+    has_stated_axes,
     kernel_layers,
     model_config,
     model_from_config,
@@ -41,6 +42,7 @@ from keras_pruning.models import (
     own_weights,
     python_random_as_before,
     random_inputs,
+    stated_axes,
 )
 
 __all__ = ["shrink"]
@@ -148,11 +150,11 @@ def _shrunken(model: keras.Model) -> tuple[keras.Model, pd.DataFrame]:
         try:
             shrunken = _cut(model, graph, removed)
         except _NotSoSmall as found:
-            model = _opened_up(model, found.layers, closed, bound)
+            model = _opened_up(model, found.layers, closed, bound, graph.asks_for_batch)
             continue
         looked_into = [x for x in graph.opened if functional_graph(x) is None]
         is_sure = graph.is_sure and not closed or not removed.any()
-        difference = "" if is_sure else _difference(model, shrunken)
+        difference = "" if is_sure else _difference(model, shrunken, graph.asks_for_batch)
         if not difference:
             return shrunken, _report(model, graph, groups, reasons)
         if looked_into:
@@ -212,19 +214,23 @@ def _opened_up(
     layers: list[keras.Layer],
     closed: dict[keras.Layer, str],
     bound: dict[keras.Layer, str],
+    asks_for_batch: bool,
 ) -> keras.Model:
     """Returns the model with what these layers are made of in their place.
 
     If that fails, a layer is bound to its own configuration, or the second time closed.
     """
+    stated = [layer for layer in layers if has_stated_axes(layer)]
+    if stated:
+        why_not = "fits what its prunable_axes() says with none of the numbers it is made of"
+        closed |= dict.fromkeys(stated, why_not)
+        return model
     try:
         opened = unrolled(model, layers)
-        difference = _difference(model, opened)
+        difference = _difference(model, opened, asks_for_batch)
         failed = dict.fromkeys(layers, difference) if difference else {}
     except CannotUnroll as why:
         failed = {why.layer: f"cannot be rebuilt of what it calls: {why}"}
-        if hasattr(why.layer, "prunable_axes"):
-            failed = {why.layer: "does not fit its prunable_axes(), with any numbers it is made of"}
     if failed and layers == [model]:
         raise ValueError(
             f"Model '{model.name}' ({type(model).__name__}), made functional, {failed[model]}."
@@ -242,11 +248,26 @@ def _opened_up(
     return opened
 
 
-def _difference(model: keras.Model, other: keras.Model) -> str:
-    """Returns what is wrong with a model that should answer an example as another does."""
+def _difference(model: keras.Model, other: keras.Model, asks_for_batch: bool) -> str:
+    """Returns what is wrong with a model that should answer an example as another does.
+
+    One that asks for the size of the batch is given several.
+    """
+    for n_examples in (None, 1, 7) if asks_for_batch else (None,):
+        if found := _difference_on(n_examples, model, other):
+            return found
+    return ""
+
+
+def _difference_on(n_examples: int | None, model: keras.Model, other: keras.Model) -> str:
     text = "its answers are not finite"
     for gentle in (False, True):
         example = random_inputs(other, gentle=gentle)
+        if n_examples is not None:
+            example = keras.tree.map_structure(
+                lambda x: np.resize(x, (n_examples, *x.shape[1:])),
+                example,
+            )
         try:
             answers = outputs_of(model, example)
         except Exception as error:  # of the user's own code, of the backend: of any kind
@@ -277,7 +298,8 @@ def _keep_one_each(graph: ChannelGraph, groups: npt.NDArray[Any], reasons: dict[
     for layer, ids in graph.units.items():
         if any(group in reasons for group in groups[ids].tolist()):
             continue
-        kernels = [v for v in layer.weights if v.name.endswith("kernel")]
+        stated = (stated_axes(layer) or {}).get("units", {})
+        kernels = [v for v in layer.weights if v.name.endswith("kernel") or v.name in stated]
         if not any(np.any(keras.ops.convert_to_numpy(kernel)) for kernel in kernels):
             raise ValueError(
                 f"Layer '{layer.name}' has no unit left: all its {len(ids)} units are zero, and a "

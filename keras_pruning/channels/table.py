@@ -12,6 +12,7 @@ import keras_pruning.channels.moving as moving
 import keras_pruning.channels.rules as rules
 from keras_pruning.channels.graph import NoRule
 from keras_pruning.channels.rules import Rule
+from keras_pruning.models import has_stated_axes
 
 __all__ = ["is_composite", "is_proved", "rule_of"]
 
@@ -21,7 +22,7 @@ _ATTENTION = (kl.MultiHeadAttention, kl.GroupQueryAttention)
 def is_composite(operation: Any) -> bool:
     """Whether it has a rule, but is made anew by trial, or holds the layers that are cut."""
     kinds = (*_ATTENTION, kl.Bidirectional, kl.TimeDistributed)
-    return isinstance(operation, kinds) or hasattr(operation, "prunable_axes")
+    return isinstance(operation, kinds) or has_stated_axes(operation)
 
 
 def is_proved(operation: Any) -> bool:
@@ -37,7 +38,7 @@ def is_proved(operation: Any) -> bool:
     return (
         isinstance(operation, keras.Layer)
         and not isinstance(operation, young)
-        and not hasattr(operation, "prunable_axes")
+        and not has_stated_axes(operation)
     )
 
 
@@ -53,7 +54,7 @@ def rule_of(operation: Any, options: set[str]) -> Rule:
     rule = _RULES.get(kind) if is_layer else _OPERATION_RULES.get(kind.__name__)
     if isinstance(operation, _ATTENTION):  # those of Keras Hub keep keys for later besides
         rule = attention.attention
-    if hasattr(operation, "prunable_axes"):
+    if has_stated_axes(operation):
         rule = rules.stated
     if rule is None or (not is_layer and not kind.__module__.startswith("keras.")):
         raise NoRule("has no rule")

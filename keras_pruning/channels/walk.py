@@ -366,6 +366,7 @@ def _looked_into(graph: ChannelGraph, node: Any, inputs: list[Signal], why: NoRu
     if is_bound and not before and not _says_head_size(layer):
         graph.bound = f"'{layer.name}' ({type(layer).__name__}) cannot say how large a head is"
     graph.bound = graph.bound_layers.get(layer, graph.bound)
+    graph.asks_for_batch |= found.asks_for_batch
     inner = _follow(graph, found, given, layer)
     graph.bound = before
     sent = [

@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from keras_pruning.inference import SparseModel, count_cores
+from keras_pruning.measuring.archives import inference_file
 from keras_pruning.measuring.operations import MultiplyAdds, count_multiply_adds, packs_weights
 from keras_pruning.models import (
     as_arrays,
@@ -27,7 +28,7 @@ from keras_pruning.models import (
 )
 from keras_pruning.pruning import check_count, count_nonzero
 
-__all__ = ["Latency", "Measurement", "compare", "inference_file", "measure"]
+__all__ = ["Latency", "Measurement", "compare", "measure"]
 
 AnyModel = Any  # a keras.Model, without types of its own, or a SparseModel
 Predict = Callable[[Any], Any]
@@ -63,7 +64,8 @@ class Measurement:
             others.
         file_bytes: Size of the `.keras` file without compile and optimizer state; of a
             SparseModel, of its own file. `None` if a SparseModel cannot be saved.
-        file_gzip_bytes: Size of that file after gzip.
+        file_gzip_bytes: Size of that file after gzip. `save_compressed` writes about a fifth
+            less of a pruned model.
         latencies: One `Latency` a batch size.
         n_threads: Threads that the computation may use.
     """
@@ -271,23 +273,13 @@ def _untimed(
     )
 
 
-def inference_file(model: keras.Model) -> bytes:
-    """Returns the content of the `.keras` file without compile and optimizer state."""
-    plain = copy_for_inference(model) if model.compiled else model
-    return _saved(plain.save, "model.keras")
-
-
 def _sparse_file(model: SparseModel) -> bytes | None:
-    try:
-        return _saved(model.save, "model.npz")
-    except ValueError:  # an activation of the user's own
-        return None
-
-
-def _saved(save: Callable[[Path], None], name: str) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / name
-        save(path)
+        path = Path(folder) / "model.npz"
+        try:
+            model.save(path)
+        except ValueError:  # an activation of the user's own
+            return None
         return path.read_bytes()
 
 

@@ -40,6 +40,7 @@ from keras_pruning.models.functional import (
 )
 from keras_pruning.models.kernels import (
     KernelLayer,
+    has_stated_axes,
     kernel_layers,
     stated_axes,
     vectors_left_alone,
@@ -70,6 +71,7 @@ __all__ = [
     "first_line",
     "functional_graph",
     "in_batches",
+    "has_stated_axes",
     "inputs_structure",
     "inside",
     "inside_model",

@@ -108,6 +108,7 @@ class Inside:
     nodes: list[Any]  # the calls, each after those it takes its inputs from
     arguments: tuple[Any, dict[str, Any]]  # that it was called with
     returned: Any  # the structure of the outputs
+    asks_for_batch: bool  # it was followed for one example, since it asks how many there are
 
 
 def inside(layer: keras.Layer, args: Any, kwargs: dict[str, Any]) -> Inside:
@@ -159,8 +160,8 @@ def _inside(
         raise CannotTrace("it gives a tensor a shape with an open size")
     read = {id(tensor) for node in nodes for tensor in node.input_tensors}
     weights = [(stand_ins[name], v) for name, v in own.items() if id(stand_ins[name]) in read]
-    arguments = (args, kwargs)
-    return Inside(given, weights, sources, list(function.outputs), nodes, arguments, returned)
+    outputs = list(function.outputs)
+    return Inside(given, weights, sources, outputs, nodes, (args, kwargs), returned, is_one_example)
 
 
 def _for_any_number(given: list[Any], sent: list[Any]) -> tuple[list[Any], list[Any]]:
@@ -203,19 +204,25 @@ def _with_batch(tensor: Any, size: int | None) -> Any:
 
 @contextlib.contextmanager
 def _as_before(layer: keras.Layer) -> Iterator[None]:
-    """Gives layers their attributes back, and takes away the calls that are noted meanwhile."""
+    """Gives layers their attributes back, and takes away the calls that are noted meanwhile.
+
+    Also from the operations of the models among them.
+    """
     parts = all_layers(layer)
-    before = [
-        (len(part._inbound_nodes), len(part._outbound_nodes), dict(vars(part))) for part in parts
-    ]
+    attributes = [dict(vars(part)) for part in parts]
+    graphs = [graph for part in parts if (graph := functional_graph(part)) is not None]
+    between = [node.operation for graph in graphs for node in nodes_in_order(graph)]
+    called = list({id(one): one for one in (*parts, *between)}.values())
+    counts = [(len(one._inbound_nodes), len(one._outbound_nodes)) for one in called]
     try:
         yield
     finally:
-        for part, (n_inbound, n_outbound, attributes) in zip(parts, before, strict=True):
-            for name in vars(part).keys() - attributes.keys():
+        for part, before in zip(parts, attributes, strict=True):
+            for name in vars(part).keys() - before.keys():
                 del vars(part)[name]
-            vars(part).update(attributes)
-            del part._inbound_nodes[n_inbound:], part._outbound_nodes[n_outbound:]
+            vars(part).update(before)
+        for one, (n_inbound, n_outbound) in zip(called, counts, strict=True):
+            del one._inbound_nodes[n_inbound:], one._outbound_nodes[n_outbound:]
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ from keras_pruning.models.functional import (
 )
 from keras_pruning.models.heads import head_layers
 
-__all__ = ["KernelLayer", "kernel_layers", "stated_axes", "vectors_left_alone"]
+__all__ = ["KernelLayer", "has_stated_axes", "kernel_layers", "stated_axes", "vectors_left_alone"]
 
 _CONV_TRANSPOSE = (kl.Conv1DTranspose, kl.Conv2DTranspose, kl.Conv3DTranspose)
 _SEPARABLE = (kl.SeparableConv1D, kl.SeparableConv2D)
@@ -217,6 +217,11 @@ class KernelLayer:
 _ROLES = ("units", "inputs", "channels")
 
 
+def has_stated_axes(layer: Any) -> bool:
+    """Whether the author of a layer says how it is cut: see `stated_axes`."""
+    return getattr(layer, "prunable_axes", None) is not None
+
+
 def stated_axes(layer: keras.Layer) -> dict[str, dict[str, int]] | None:
     """Returns what a layer's author says of its weights, by a method `prunable_axes`, or `None`.
 
@@ -229,21 +234,32 @@ def stated_axes(layer: keras.Layer) -> dict[str, dict[str, int]] | None:
     Raises:
         ValueError: If that names no weights or axes of the layer, or axes of different sizes.
     """
-    method = getattr(layer, "prunable_axes", None)
-    if method is None or not layer.built:
+    if not has_stated_axes(layer) or not layer.built:
         return None
-    says, said = f"prunable_axes() of layer '{layer.name}' ({type(layer).__name__})", method()
-    if not isinstance(said, dict) or not said or not {*said} <= {*_ROLES}:
+    method: Any = layer.prunable_axes
+    says = f"prunable_axes() of layer '{layer.name}' ({type(layer).__name__})"
+    try:
+        said = {role: dict(axes) for role, axes in method().items()}
+    except Exception as error:  # of the author's own code: of any kind
+        raise ValueError(
+            f"{says} must be a method that returns a dict of dicts. "
+            f"({type(error).__name__}: {error})"
+        ) from error
+    if not said or not {*said} <= {*_ROLES}:
         raise ValueError(f"{says} must return a dict with keys of {_ROLES}. Received: {said!r}")
     if "channels" in said and len(said) > 1:
         raise ValueError(f"{says}: a layer with 'channels' has neither 'units' nor 'inputs'.")
+    names = [v.name for v in own_weights(layer)]
     shapes = {v.name: tuple(v.shape) for v in own_weights(layer)}
     found: dict[str, dict[str, int]] = {}
     for role, axes in said.items():
         for name, axis in axes.items():
-            if name not in shapes or not -len(shapes[name]) <= axis < len(shapes[name]):
+            if names.count(name) > 1:
+                raise ValueError(f"{says} names '{name}', and {names.count(name)} weights are so.")
+            is_axis = isinstance(axis, int) and name in shapes
+            if not is_axis or not -len(shapes[name]) <= axis < len(shapes[name]):
                 raise ValueError(
-                    f"{says} gives axis {axis} of '{name}' for its {role}. "
+                    f"{says} gives axis {axis!r} of '{name}' for its {role}. "
                     f"The layer's own weights have the shapes {shapes}."
                 )
             found.setdefault(role, {})[name] = axis % len(shapes[name])

@@ -5,9 +5,9 @@ They run on the cores of a machine or on a cluster, and keep what they have meas
 
 from keras_pruning.studies.experiments import experiment
 from keras_pruning.studies.sensitivity import sensitivity_sweep, suggest_sparsities
-from keras_pruning.studies.store import load_results, write_whole
+from keras_pruning.studies.store import load_results
 from keras_pruning.studies.sweep import SPARSITIES, sparsity_sweep
-from keras_pruning.studies.workers import limit_threads, local_processes, model_to_bytes
+from keras_pruning.studies.workers import limit_threads, local_processes
 
 __all__ = [
     "SPARSITIES",
@@ -15,9 +15,7 @@ __all__ = [
     "limit_threads",
     "load_results",
     "local_processes",
-    "model_to_bytes",
     "sensitivity_sweep",
     "sparsity_sweep",
     "suggest_sparsities",
-    "write_whole",
 ]

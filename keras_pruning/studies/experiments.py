@@ -16,10 +16,11 @@ import keras
 import numpy as np
 import pandas as pd
 
+from keras_pruning.measuring import model_to_bytes, write_whole
 from keras_pruning.models import as_arrays, check_data, count_examples, kernel_layers
 from keras_pruning.pruning import Scope, check_count, check_sparsity
 from keras_pruning.recovery import keep_zeros
-from keras_pruning.studies.store import open_store, set_aside, task_path, write_whole
+from keras_pruning.studies.store import open_store, set_aside, task_path
 from keras_pruning.studies.sweep import (
     METHODS,
     SPARSITIES,
@@ -36,7 +37,6 @@ from keras_pruning.studies.workers import (
     find_function,
     function_name,
     model_from_bytes,
-    model_to_bytes,
 )
 
 __all__ = ["experiment"]

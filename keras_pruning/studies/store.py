@@ -14,7 +14,6 @@ import os
 import platform
 import re
 import time
-import uuid
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -22,6 +21,8 @@ from typing import Any
 
 import pandas as pd
 from pandas.api.types import pandas_dtype
+
+from keras_pruning.measuring import UNFINISHED
 
 __all__ = [
     "decode_result",
@@ -31,13 +32,11 @@ __all__ = [
     "read_result",
     "set_aside",
     "task_path",
-    "write_whole",
 ]
 
 Parameters = Mapping[str, Any]  # what tells one task from others: names to what JSON can hold
 
 _SUFFIX = ".csv"
-_UNFINISHED = ".unfinished"
 _STALE_SECONDS = 3600  # an unfinished file this old belongs to a process that was killed
 _PACKAGES = ("keras", "numpy", "pandas", "tensorflow", "jax", "torch")
 _FIRST_LINE = "# keras_pruning result, SHA-256 of what follows: "
@@ -88,7 +87,7 @@ def open_store(store: str | os.PathLike[str]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     if not os.access(folder, os.W_OK):
         raise PermissionError(f"Results cannot be written to the folder store='{folder}'.")
-    for path in folder.glob(f"*{_UNFINISHED}"):
+    for path in folder.glob(f"*{UNFINISHED}"):
         try:
             if time.time() - path.stat().st_mtime > _STALE_SECONDS:
                 path.unlink()
@@ -158,20 +157,6 @@ def _typed(cells: Iterable[str], dtype: str) -> pd.Series:
     parsers: dict[str, Callable[[str], Any]] = {"f": float, "i": int, "u": int, "b": "True".__eq__}
     parse = parsers.get(pandas_dtype(dtype).kind, str)
     return pd.Series([None if cell == "" else parse(cell) for cell in cells], dtype=dtype)
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Writes a file so that nobody ever sees a part of it under its name."""
-    unfinished = path.with_name(f"{uuid.uuid4().hex}{_UNFINISHED}")
-    try:
-        with unfinished.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())  # or a power cut could leave an empty file of this name
-        os.replace(unfinished, path)
-    except BaseException:
-        unfinished.unlink(missing_ok=True)
-        raise
 
 
 def set_aside(path: Path, reason: object) -> None:

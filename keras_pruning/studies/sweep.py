@@ -18,6 +18,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from keras_pruning.inference import count_cores, one_blas_thread, read_dense_chain, sparse_forward
+from keras_pruning.measuring import model_to_bytes
 from keras_pruning.models import (
     as_arrays,
     check_data,
@@ -47,7 +48,6 @@ from keras_pruning.studies.workers import (
     find_function,
     function_name,
     model_from_bytes,
-    model_to_bytes,
 )
 
 __all__ = [

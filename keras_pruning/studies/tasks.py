@@ -18,12 +18,12 @@ import keras
 import pandas as pd
 from tqdm import tqdm
 
+from keras_pruning.measuring import write_whole
 from keras_pruning.studies.store import (
     encode_result,
     open_store,
     read_result,
     task_path,
-    write_whole,
 )
 from keras_pruning.studies.workers import compute_in_background, limit_threads
 

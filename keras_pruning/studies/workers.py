@@ -1,4 +1,4 @@
-"""What worker processes need: bounded threads, names of functions, models as bytes."""
+"""What worker processes need: bounded threads, names of functions, models read from bytes."""
 
 import contextlib
 import hashlib
@@ -20,7 +20,6 @@ from typing import Any
 
 import keras
 
-from keras_pruning.models import compile_for_inference, copy_for_inference
 from keras_pruning.pruning import check_count
 
 __all__ = [
@@ -31,7 +30,6 @@ __all__ = [
     "limit_threads",
     "local_processes",
     "model_from_bytes",
-    "model_to_bytes",
 ]
 
 
@@ -185,25 +183,6 @@ def find_function(name: str) -> Callable[..., Any]:
     if not callable(function):
         raise ValueError(f"'{name}' names no function. Give it as 'module:name'.")
     return function
-
-
-def model_to_bytes(model: keras.Model, *, for_inference: bool = False) -> bytes:
-    """Returns the content of the model's `.keras` file.
-
-    Args:
-        model: A built Keras model.
-        for_inference: Whether to leave out the optimizer and its state.
-    """
-    if for_inference:
-        source, model = model, copy_for_inference(model)
-        compile_for_inference(model, source)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.keras"
-        with warnings.catch_warnings():
-            # An optimizer that has made no step has no state to save: Keras warns of it.
-            warnings.filterwarnings("ignore", "Skipping variable loading for optimizer")
-            model.save(path)
-        return path.read_bytes()
 
 
 def model_from_bytes(content: bytes) -> keras.Model:

@@ -111,6 +111,60 @@ def test_a_call_that_hangs_on_the_size_of_the_batch_keeps_its_heads_and_says_why
     pruned_and_shrunken(model, count=6)
 
 
+class ByCount(CausalBlock):
+    """Answers the same for one example as for two, but not for five."""
+
+    def call(self, x):
+        batch, steps, size = ops.shape(x)
+        return ops.reshape(super().call(x), (batch, steps, size)) / ((batch + 3) // 4)
+
+
+def test_a_call_that_only_many_examples_change_keeps_its_heads():
+    pruned_and_shrunken(model_with(ByCount()), count=5)
+
+
+def test_a_model_inside_is_not_changed_by_being_looked_into():
+    x = keras.Input((None, 8))
+    hidden = ops.relu(kl.Dense(8)(x))
+    inner = keras.Model(x, kl.Dense(8)(hidden))
+    relu = hidden._keras_history.operation
+    a, b = keras.Input((6, 8)), keras.Input((4, 8))
+    model = keras.Model([a, b], kl.Dense(2)(kl.Concatenate(axis=1)([inner(a), inner(b)])))
+    before = len(relu._inbound_nodes), len(relu._outbound_nodes)
+    kp.shrink(model)
+    kp.summary(model)
+    assert (len(relu._inbound_nodes), len(relu._outbound_nodes)) == before
+
+
+class FixedSpec(kl.Layer):
+    """Says that it sends 8 numbers, however many it does."""
+
+    def __init__(self, width=12, size=8, **options):
+        super().__init__(**options)
+        self.width, self.size = width, size
+        self.wide, self.narrow = kl.Dense(width, "relu"), kl.Dense(size)
+
+    def build(self, shape):
+        self.wide.build(shape)
+        self.narrow.build((*shape[:-1], self.width))
+
+    def call(self, x):
+        return self.narrow(self.wide(x))
+
+    def compute_output_spec(self, x):
+        return keras.KerasTensor((*x.shape[:-1], 8), x.dtype)
+
+    def get_config(self):
+        return super().get_config() | {"width": self.width, "size": self.size}
+
+
+def test_a_layer_that_tells_a_wrong_shape_is_replaced_by_what_it_calls():
+    model = model_with(FixedSpec())
+    _, shrunken, _ = pruned_and_shrunken(model)
+    assert shrunken.count_params() < 0.5 * model.count_params()
+    assert "FixedSpec" not in [type(layer).__name__ for layer in shrunken.layers]
+
+
 def test_a_model_inside_loses_heads_where_the_length_of_its_input_is_known():
     inner = model_with(CausalBlock(), steps=None)
     queries = [n for n in kp.summary(inner)["layer"] if n.endswith("query")]
@@ -256,7 +310,10 @@ def test_what_goes_with_a_unit_stays_zero_in_training():
         ({"units": {"shift": 0}}, r"no trainable matrix for its units: \['shift'\]"),
         ({"unit": {"first": 1}}, "a dict with keys of"),
         ({"channels": {"shift": 0}, "units": {"first": 1}}, "neither 'units' nor 'inputs'"),
-        (["first"], "a dict with keys of"),
+        (["first"], "must be a method that returns a dict of dicts"),
+        ({"units": ["first"]}, "must be a method that returns a dict of dicts"),
+        ({"units": {"first": 1.0}}, "axis 1.0 of 'first'"),
+        ({"units": {"first": None}}, "axis None of 'first'"),
     ],
 )
 def test_what_an_author_says_must_fit_the_layers_weights(says, message):
@@ -274,7 +331,10 @@ def test_what_an_author_says_must_fit_the_layers_weights(says, message):
 @pytest.mark.parametrize(
     ("says", "reason"),
     [
-        ({"units": {"first": 1}, "inputs": {"first": 0}}, "does not fit its prunable_axes()"),
+        (
+            {"units": {"first": 1}, "inputs": {"first": 0}},
+            "fits what its prunable_axes() says with none",
+        ),
         ({"units": {"first": 0, "second": 1}}, "sends 10 channels, not its 12 units"),
         ({"units": {"first": 1}, "inputs": {"first": 1}}, "10 entries of 'first' for 12 channels"),
     ],
@@ -350,8 +410,8 @@ def test_a_unit_with_some_weights_left_stays():
     first, second, shift = model.get_layer("own").weights
     first.assign(ops.convert_to_numpy(first) * (np.arange(12) > 10)[:, None])
     assert kp.shrink(model).get_layer("own").width == 10
-    second.assign(ops.zeros_like(second))
-    first.assign(ops.zeros_like(first))
+    second.assign(np.zeros(second.shape))
+    first.assign(np.zeros(first.shape))
     shift.assign(np.eye(10)[3])
     assert kp.shrink(model).get_layer("own").width == 1
 
@@ -392,3 +452,44 @@ def test_arguments_that_say_what_holds_anyway_are_left_out_where_a_layer_is_rebu
     model = model_with(CachedBlock())
     _, shrunken, table = pruned_and_shrunken(model)
     assert shrunken.count_params() < 0.65 * model.count_params()
+
+
+def test_a_layer_all_of_whose_units_may_go_keeps_one():
+    model = with_random_weights(maxout_network())
+    model.layers[-1].kernel.assign(np.zeros((10, 3)))
+    shrunken = kp.shrink(model)
+    assert shrunken.get_layer("own").width == 1
+
+
+def test_a_layer_with_two_outputs_keeps_its_units():
+    class Two(Maxout):
+        def call(self, x):
+            return super().call(x), super().call(x)
+
+        def compute_output_spec(self, x):
+            return [super().compute_output_spec(x)] * 2
+
+    x = keras.Input((6,))
+    model = keras.Model(x, kl.Dense(3)(kl.Add()(Two(10, name="own")(x))))
+    assert kp.summary(model).set_index("layer")["spared"]["own"].startswith("units: ")
+    assert kp.shrink(model).count_params() == model.count_params()
+
+
+def test_a_name_that_two_weights_have_is_refused():
+    class Twice(Maxout):
+        says = {"units": {"first": 1}}
+
+        def build(self, shape):
+            super().build(shape)
+            self.again = self.add_weight(shape=(shape[-1], self.width), name="first")
+
+    with pytest.raises(ValueError, match="names 'first', and 2 weights are so"):
+        kp.summary(maxout_network(Twice))
+
+
+def test_a_subclass_may_take_the_method_back():
+    class Followed(Maxout):
+        prunable_axes = None
+
+    model = with_random_weights(maxout_network(Followed))
+    assert kp.summary(model).set_index("layer")["units"].isna()["own"]

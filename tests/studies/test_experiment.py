@@ -21,10 +21,11 @@ import tiny_study
 
 import keras_pruning as kp
 import keras_pruning.studies.experiments as study
+from keras_pruning.measuring import model_to_bytes
 from keras_pruning.studies import tasks
 from keras_pruning.studies.store import decode_result
 from keras_pruning.studies.tasks import _THIS_PROCESS, _Conditions, _run
-from keras_pruning.studies.workers import model_from_bytes, model_to_bytes
+from keras_pruning.studies.workers import model_from_bytes
 
 STUDY = {
     "data": {"blobs": "tiny_study:blobs"},

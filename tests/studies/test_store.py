@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 import keras_pruning as kp
+from keras_pruning.measuring import write_whole
 from keras_pruning.studies import store
 
 TASK = {"data": "blobs", "seed": 0, "sparsity": 0.5, "layers": None}
@@ -25,7 +26,7 @@ TABLE = pd.DataFrame(
 
 def write(folder, parameters=TASK, table=TABLE):
     path = store.task_path(store.open_store(folder), parameters)
-    store.write_whole(path, store.encode_result(parameters, table))
+    write_whole(path, store.encode_result(parameters, table))
     return path
 
 
