@@ -1,7 +1,7 @@
 """Compiled loops of the sparse forward pass. Imports numba: import this module lazily.
 
-A block holds the activations of `width` examples as `(features, width)`, so that one
-weight meets `width` neighbouring floats. The running sums of a unit stay in vector
+A block holds some examples' activations as (channel, row, column, example), so that one
+weight meets neighbouring floats. The running sums of a unit stay in vector
 registers, which plain numba cannot express: an array of sums lives in memory. Hence a
 numba type for a vector of floats, and the few operations on it. They are LLVM's generic
 vectors, which its code generator splits to the registers of any processor.
@@ -25,7 +25,7 @@ from numba.extending import intrinsic, register_model
 __all__ = [
     "LANES",
     "convolve",
-    "forward_blocks",
+    "forward_chain",
     "from_block",
     "multiply_dense",
     "multiply_inputs",
@@ -142,76 +142,24 @@ def _place(
 
 
 @_jit
-def forward_blocks(x, y, layers, starts, indices, values, bias, front, back, like):
-    """Sends the examples through all layers, a block of them at a time.
-
-    Args:
-        x: Inputs, float32 `(examples, inputs)`.
-        y: Outputs, float32 `(examples, units)`, written.
-        layers: int64 `(layers, 4)`: inputs, units, inputs a chunk, whether relu follows.
-        starts: See `squeeze`; where each unit's weights begin, by layer, chunk and unit.
-        indices: See `squeeze`; of the weights' inputs.
-        values: See `squeeze`; the weights.
-        bias: float32; of all layers, one after the other.
-        front: Room for a block, float32, aligned.
-        back: Room for another.
-        like: A tuple; its length tells the width of a block, in steps of LANES.
-    """
-    width = LANES * len(like)
-    for top in range(0, len(x), width):
-        rows = min(width, len(x) - top)
-        for row in range(rows):  # (rows, inputs) -> (inputs, width)
-            for feature in range(x.shape[1]):
-                front[feature * width + row] = x[top + row, feature]
-        for row in range(rows, width):
-            for feature in range(x.shape[1]):
-                front[feature * width + row] = 0
-        segment = 0
-        first_unit = 0
-        for layer in range(len(layers)):
-            inputs, units, chunk, relu = layers[layer]
-            for begin in range(0, max(inputs, 1), chunk):
-                is_first = begin == 0
-                rectify = relu != 0 and begin + chunk >= inputs
-                for unit in range(units):
-                    if is_first:
-                        sums = _splat(bias[first_unit + unit], like)
-                    else:
-                        sums = _load(back, unit * width, like)
-                    # Unsigned: numba need not ask each index whether it counts from the end.
-                    for k in range(np.uint64(starts[segment]), np.uint64(starts[segment + 1])):
-                        activations = _load(front, (begin + np.intp(indices[k])) * width, like)
-                        sums = _multiply_add(values[k], activations, sums)
-                    if rectify:
-                        sums = _relu(sums)
-                    _store(back, unit * width, sums)
-                    segment += 1
-            first_unit += units
-            front, back = back, front
-        for row in range(rows):  # (units, width) -> (rows, units)
-            for unit in range(y.shape[1]):
-                y[top + row, unit] = front[unit * width + row]
-
-
-@_jit
 def squeeze(x, chunk, segment, starts, indices, values):
     """Writes the entries of a matrix that are not zero, row by row within each chunk of columns.
 
     Args:
         x: float32 `(rows, columns)`: of a layer's inputs, or of its kernel, transposed.
-        chunk: Columns a chunk, at most 65,536.
+        chunk: Columns a chunk.
         segment: The first place in `starts`; what stands there is where the entries begin.
         starts: int64, written: where the entries of each chunk and row begin.
-        indices: uint16, written: an entry's column, counted from the start of its chunk.
-        values: float32, written: the entries. One longer than they are, as is `indices`.
+        indices: uint32, written: the entries' columns. One longer than there are entries.
+        values: float32, written: the entries.
     """
     rows, columns = x.shape
-    place = np.uint64(starts[segment])  # unsigned: as above
+    place = np.uint64(starts[segment])  # unsigned: no index is counted from the end
     for begin in range(0, max(columns, 1), chunk):
-        count = np.uint64(min(chunk, columns - begin))
+        end = np.uint64(min(begin + chunk, columns))
         for row in range(rows):
-            part, first = x[row, begin:], place
-            for column in range(count):
+            part, first = x[row], place
+            for column in range(np.uint64(begin), end):
                 indices[place] = column  # overwritten where the entry is zero: no branch
                 place += np.uint64(part[column] != 0)
             for k in range(first, place):
@@ -224,29 +172,28 @@ def squeeze(x, chunk, segment, starts, indices, values):
 def multiply_inputs(x, chunk, kernel, bias, y, relu, like):
     """Writes `x @ kernel + bias`, skipping inputs of zero.
 
-    The same loop as in `forward_blocks` with the parts exchanged: there the weights are
-    sparse and the activations of `width` examples lie side by side, here the activations
-    are sparse and the weights of `width` units lie side by side.
+    The same loop as in `convolve` with the parts exchanged: there the weights are sparse
+    and the activations of some examples lie side by side, here the activations are sparse
+    and the weights of `width` units lie side by side.
 
     Args:
         x: float32 `(examples, inputs)`.
-        chunk: Inputs a chunk, at most 65,536.
+        chunk: Inputs a chunk.
         kernel: float32, aligned: `(blocks, inputs, width)`, flat.
         bias: float32, aligned, `(blocks * width,)`.
         y: float32, aligned: `(examples, blocks * width)`, flat; written.
         relu: Whether relu follows.
-        like: See `forward_blocks`.
+        like: A tuple; its length tells `width`, in steps of LANES.
     """
     width = LANES * len(like)
     examples, inputs = x.shape
     blocks = len(bias) // width
     starts = np.zeros(-(-max(inputs, 1) // chunk) * examples + 1, np.int64)
-    indices, values = np.empty(x.size + 1, np.uint16), np.empty(x.size + 1, np.float32)
+    indices, values = np.empty(x.size + 1, np.uint32), np.empty(x.size, np.float32)
     squeeze(x, chunk, 0, starts, indices, values)
     for block in range(blocks):
         segment = 0
         for begin in range(0, max(inputs, 1), chunk):
-            first = block * inputs + begin
             is_first = begin == 0
             rectify = relu and begin + chunk >= inputs
             for example in range(examples):
@@ -256,7 +203,7 @@ def multiply_inputs(x, chunk, kernel, bias, y, relu, like):
                 else:
                     sums = _load(y, place, like)
                 for k in range(np.uint64(starts[segment]), np.uint64(starts[segment + 1])):
-                    weights = _load(kernel, (first + np.intp(indices[k])) * width, like)
+                    weights = _load(kernel, (block * inputs + np.intp(indices[k])) * width, like)
                     sums = _multiply_add(values[k], weights, sums)
                 if rectify:
                     sums = _relu(sums)
@@ -548,3 +495,38 @@ def from_block(y, first, y_channel, y_row, examples, x):
                 out = place + channel * y_channel + example
                 for k in range(min(LANES, count - example)):
                     flat[start + k * example_size + channel] = y[out + k]
+
+
+@_jit
+def forward_chain(x, y, layers, starts, offsets, values, bias, limits, front, back, like):
+    """Sends the examples through a chain of dense layers, a block of them at a time.
+
+    Args:
+        x: Inputs, float32 `(examples, inputs)`.
+        y: Outputs, float32 `(examples, units)`, written.
+        layers: int64 `(layers, 13)`: of each layer the sizes that `convolve` takes.
+        starts: As in `convolve`, of all layers, one after the other.
+        offsets: As in `convolve`, of all layers.
+        values: As in `convolve`, of all layers.
+        bias: float32; of all layers, one after the other.
+        limits: float32 `(layers, 2)`: as in `convolve`.
+        front: Room for a block, float32, aligned.
+        back: Room for another.
+        like: A tuple; its length tells the width of a block, in steps of LANES.
+    """
+    width = LANES * len(like)
+    for top in range(0, len(x), width):
+        rows = min(width, len(x) - top)
+        to_block(x[top : top + rows].reshape(rows, 1, 1, x.shape[1]), front, 0, width, width, width)
+        unit, segment = 0, 0
+        for layer in range(len(layers)):
+            units, chunks = layers[layer, 2], layers[layer, 4]
+            convolve(
+                front, back, front, layers[layer], starts[segment:], offsets, values,
+                bias[unit:], limits[layer], like, like, (0,),
+            )  # fmt: skip
+            unit += units
+            segment += chunks * units
+            front, back = back, front
+        out = y[top : top + rows].reshape(rows, 1, 1, y.shape[1])
+        from_block(front, 0, width, width, width, out)

@@ -12,6 +12,7 @@ cheapest of three ways, by costs that are measured on the machine:
 
 import functools
 import importlib
+import operator
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -39,7 +40,6 @@ SingleProduct = Callable[[FloatArray], FloatArray]  # (inputs,) -> (units,), wit
 _WIDE, _NARROW = 64, 16  # examples, or units, a block; multiples of the kernels' LANES
 _CHUNK = 128  # inputs whose activations, 256 bytes each, fill a first-level cache of 32 KiB
 _WEIGHTS_A_CHUNK = 24  # of a unit; with fewer, loading and storing its sums costs too much
-_MAX_CHUNK = 2**16  # what a uint16 index counts
 _ROWS = 256  # examples of a task: enough for BLAS, few enough for the caches
 _LEAST_SPARSITY = 0.25  # weights are not skipped where every layer has fewer zeros
 _LITTLE_WORK = 1e9  # multiply-adds, 10 ms: as long as it takes to load the compiled loops
@@ -300,7 +300,7 @@ def _weights_product(steps: list[DenseStep]) -> Product:
     kernels = compiled_loops()
     if kernels is None:
         return _csr_product(steps)
-    packed = _pack(kernels, steps)
+    packed = functools.lru_cache(functools.partial(_pack, kernels, steps))
     widest = max(max(step.kernel.shape) for step in steps)
     units = len(steps[-1].bias)
 
@@ -308,7 +308,8 @@ def _weights_product(steps: list[DenseStep]) -> Product:
         y = np.empty((len(x), units), np.float32)
         width = _NARROW if len(x) <= _NARROW else _WIDE
         front, back = aligned(widest * width), aligned(widest * width)
-        kernels.forward_blocks(x, y, *packed, front, back, (0,) * (width // kernels.LANES))
+        like = (0,) * (width // kernels.LANES)
+        kernels.forward_chain(x, y, *packed(width), front, back, like)
         return y
 
     return forward
@@ -352,29 +353,35 @@ def _in_blocks(kernel: FloatArray) -> FloatArray:
     return packed
 
 
-def _pack(kernels: ModuleType, steps: list[DenseStep]) -> tuple[npt.NDArray[Any], ...]:
-    """Returns layers, starts, indices, values and bias as `forward_blocks` takes them."""
+def _pack(kernels: ModuleType, steps: list[DenseStep], width: int) -> tuple[Any, ...]:
+    """Returns layers, starts, offsets, values, bias and limits as `forward_chain` takes them."""
     counts = [count_nonzero(step.kernel) for step in steps]
-    layers = np.array(
-        [
-            (*step.kernel.shape, _chunk(step, count), step.activation is activations.relu)
-            for step, count in zip(steps, counts, strict=True)
-        ],
-        np.int64,
-    )
-    segments = [max(-(-inputs // chunk), 1) * units for inputs, units, chunk, _ in layers]
-    starts = np.zeros(sum(segments) + 1, np.int64)
-    indices, values = np.empty(sum(counts) + 1, np.uint16), np.empty(sum(counts) + 1, np.float32)
-    for i, step in enumerate(steps):
-        first = sum(segments[:i])
-        kernels.squeeze(step.kernel.T, layers[i, 2], first, starts, indices, values)
-    return layers, starts, indices, values, np.concatenate([step.bias for step in steps])
+    chunks = [_chunk(step, count) for step, count in zip(steps, counts, strict=True)]
+    numbers = [
+        max(-(-len(step.kernel) // chunk), 1) for step, chunk in zip(steps, chunks, strict=True)
+    ]
+    units = [len(step.bias) for step in steps]
+    starts = np.zeros(sum(map(operator.mul, numbers, units)) + 1, np.int64)
+    columns, values = np.empty(sum(counts) + 1, np.uint32), np.empty(sum(counts), np.float32)
+    segment = 0
+    for step, chunk, number in zip(steps, chunks, numbers, strict=True):
+        kernels.squeeze(step.kernel.T, chunk, segment, starts, columns, values)
+        segment += number * len(step.bias)
+    # Of one pixel, (1, 1, units, units, chunks, ...), and the features `width` floats apart.
+    layers = [
+        (1, 1, n, n, number, 0, 0, 0, 0, width, -1, 0, 0)
+        for n, number in zip(units, numbers, strict=True)
+    ]
+    limits = [(0 if step.activation is activations.relu else 1, np.inf) for step in steps]
+    bias = np.concatenate([step.bias for step in steps])
+    offsets = columns[:-1] * np.uint32(width)
+    return np.array(layers), starts, offsets, values, bias, np.array(limits, np.float32)
 
 
 def _chunk(step: DenseStep, count: int) -> int:
     """Inputs a chunk: few enough for the cache, enough to be worth the walk over the units."""
     per_input = max(count, 1) / step.kernel.size if step.kernel.size else 1.0
-    return min(max(_CHUNK, round(_WEIGHTS_A_CHUNK / per_input)), _MAX_CHUNK)
+    return max(_CHUNK, round(_WEIGHTS_A_CHUNK / per_input))
 
 
 def _csr_product(steps: list[DenseStep]) -> Product:

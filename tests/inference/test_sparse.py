@@ -361,7 +361,7 @@ def test_the_kernels_work_on_a_processor_without_wide_vectors(tmp_path):
             sparse_chain._cheapest = lambda shapes, *rest: (way,) * len(shapes)
             outputs = kp.SparseModel(model).predict(x)
             np.testing.assert_allclose(outputs, expected, rtol=1e-5, atol=1e-6)
-        assembly = sparse_chain.compiled_loops().forward_blocks.inspect_asm()
+        assembly = sparse_chain.compiled_loops().forward_chain.inspect_asm()
         print(any("ymm" in code or "zmm" in code for code in assembly.values()))
     """
     env = {**os.environ, "NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""}
