@@ -219,10 +219,14 @@ def aligned(size: int) -> FloatArray:
 
 @dataclass(frozen=True)
 class Activation:
-    """An elementwise function, or softmax over the channels, by its name in Keras."""
+    """An elementwise function, or softmax over the channels, by its name in Keras.
+
+    "leaky" is that of the layer LeakyReLU, with a slope of its own. A function of the user's
+    own, which a chain of Dense layers may end with, has no name.
+    """
 
     name: str = "linear"
-    number: float = np.inf  # of "relu": the largest value; of "leaky_relu": the slope
+    number: float = np.inf  # of "relu": the largest value; of "leaky": the slope
 
     @property
     def is_ours(self) -> bool:
@@ -252,7 +256,7 @@ def _sigmoid(x: FloatArray) -> FloatArray:
 _FUNCTIONS: dict[str, Callable[[FloatArray, Any], FloatArray]] = {
     "linear": lambda x, _: x,
     "relu6": lambda x, _: np.clip(x, 0, np.float32(6)),
-    "leaky_relu": lambda x, slope: np.where(x >= 0, x, slope * x),
+    "leaky": lambda x, slope: np.where(x >= 0, x, slope * x),
     "sigmoid": lambda x, _: _sigmoid(x),
     "silu": lambda x, _: x * _sigmoid(x),
     "tanh": lambda x, _: np.tanh(x),

@@ -46,6 +46,7 @@ class DenseStep:
     kernel: FloatArray
     bias: FloatArray
     activation: Callable[[Any], Any]
+    name: str = ""  # of the Keras layer
 
 
 def read_dense_chain(
@@ -133,7 +134,7 @@ def _read_dense(layer: kl.Dense, given: Mapping[int, npt.NDArray[Any]]) -> Dense
     bias = np.zeros(kernel.shape[1], np.float32)
     if layer.use_bias:
         bias += _values(layer.bias, given)
-    return DenseStep(kernel, bias, layer.activation)
+    return DenseStep(kernel, bias, layer.activation, layer.name)
 
 
 def read_batch_norm(layer: kl.BatchNormalization, given: Mapping[int, npt.NDArray[Any]]) -> Affine:

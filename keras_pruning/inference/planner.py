@@ -14,10 +14,15 @@ from keras import layers as kl
 
 import keras_pruning.inference.block_layers as bl
 from keras_pruning.inference.block_layers import Activation, Linear, Step, Tensor
-from keras_pruning.inference.dense_chain import ELEMENTWISE, Affine, read_batch_norm
+from keras_pruning.inference.dense_chain import (
+    ELEMENTWISE,
+    Affine,
+    DenseStep,
+    read_batch_norm,
+)
 from keras_pruning.models import functional_graph, is_of_keras, nodes_in_order, with_tensors
 
-__all__ = ["Plan", "make_plan", "plan_blocks"]
+__all__ = ["Plan", "dense_chain_of", "make_plan", "plan_blocks", "plan_of_dense_chain"]
 
 _LEAST_SPARSITY = 0.25  # below, a product that skips zeros takes longer than a dense one
 _PASSED_ON = (
@@ -69,6 +74,47 @@ def plan_blocks(model: keras.Model) -> tuple[Plan | None, str]:
     except _StaysWithKeras as why:
         return None, str(why)
     return _finished(planner, outputs), ""
+
+
+def plan_of_dense_chain(steps: list[DenseStep]) -> Plan:
+    """Returns the plan of a chain of Dense layers, whatever shape its inputs have in Keras."""
+    sizes = [len(steps[0].kernel), *(len(step.bias) for step in steps)]
+    linear: list[Step] = []
+    for i, step in enumerate(steps):
+        kernel = np.ascontiguousarray(step.kernel.T)
+        places = np.flatnonzero(kernel)
+        linear.append(
+            Linear(
+                step.name, "Dense", (i,), i + 1, (*kernel.shape, 1, 1), places,
+                kernel.ravel()[places], step.bias, activation=_named_activation(step.activation),
+                weights=kernel.size,
+            )
+        )  # fmt: skip
+    return make_plan([Tensor((size,)) for size in sizes], linear, [0], [len(steps)])
+
+
+def dense_chain_of(plan: Plan) -> list[DenseStep] | None:
+    """Returns the steps of a plan that is a chain of Dense layers, else `None`."""
+    steps = []
+    ends = [*plan.inputs, *(step.output for step in plan.steps)]
+    if plan.outputs != ends[-1:] or any(t is None or len(t.shape) > 1 for t in plan.tensors):
+        return None
+    for step, end in zip(plan.steps, ends, strict=False):
+        if not isinstance(step, Linear) or step.kind != "Dense" or step.inputs != (end,):
+            return None
+        if step.activation.number != np.inf or step.added is not None:
+            return None
+        kernel = np.zeros(step.shape[:2], np.float32)
+        kernel.reshape(-1)[step.places] = step.values
+        function = activations.get(step.activation.name)
+        steps.append(DenseStep(np.ascontiguousarray(kernel.T), step.bias, function, step.name))
+    return steps or None
+
+
+def _named_activation(function: Callable[[Any], Any]) -> Activation:
+    """A function by its name in Keras, or by none."""
+    name = getattr(function, "__name__", "")
+    return Activation(name if getattr(activations, name, None) is function else "")
 
 
 class _StaysWithKeras(Exception):
@@ -390,7 +436,7 @@ def _relu(planner: _Planner, layer: Any, inputs: Any, output: int) -> list[Step]
 
 
 def _leaky_relu(planner: _Planner, layer: Any, inputs: Any, output: int) -> list[Step] | None:
-    slope = Activation("leaky_relu", float(layer.negative_slope))
+    slope = Activation("leaky", float(layer.negative_slope))
     return [bl.Activate(*_named(layer), inputs, output, slope)]
 
 

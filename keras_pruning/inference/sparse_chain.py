@@ -133,8 +133,8 @@ class SparseChain:
             for step, count in zip(self.steps, self._counts, strict=True)
         ]
         return [
-            (f"step {i}", "Dense", run, share, taken / total)
-            for i, (run, share, taken) in enumerate(zip(runs, zeros, seconds, strict=True))
+            (step.name, "Dense", run, share, taken / total)
+            for step, run, share, taken in zip(self.steps, runs, zeros, seconds, strict=True)
         ]
 
     def _forward_single(self, x: FloatArray) -> FloatArray:
@@ -369,7 +369,7 @@ def _pack(kernels: ModuleType, steps: list[DenseStep], width: int) -> tuple[Any,
         segment += number * len(step.bias)
     # Of one pixel, (1, 1, units, units, chunks, ...), and the features `width` floats apart.
     layers = [
-        (1, 1, n, n, number, 0, 0, 0, 0, width, -1, 0, 0)
+        (1, 1, n, max(n, 1), number, 0, 0, 0, 0, width, -1, 0, 0)
         for n, number in zip(units, numbers, strict=True)
     ]
     limits = [(0 if step.activation is activations.relu else 1, np.inf) for step in steps]

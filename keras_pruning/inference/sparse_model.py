@@ -15,14 +15,19 @@ import keras
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from keras import activations
 from keras import layers as kl
 
 import keras_pruning.inference.block_layers as block_layers
 from keras_pruning.inference.block_layers import Activation, Call, Linear, Step, Tensor
 from keras_pruning.inference.block_network import BlockNetwork, FasterOf
 from keras_pruning.inference.dense_chain import DenseStep, read_dense_chain
-from keras_pruning.inference.planner import Plan, make_plan, plan_blocks
+from keras_pruning.inference.planner import (
+    Plan,
+    dense_chain_of,
+    make_plan,
+    plan_blocks,
+    plan_of_dense_chain,
+)
 from keras_pruning.inference.sparse_chain import SparseChain, compiled_loops
 from keras_pruning.inference.threads import check_threads
 from keras_pruning.models import (
@@ -41,8 +46,7 @@ __all__ = ["Counts", "SparseModel"]
 
 FloatArray = npt.NDArray[np.float32]
 
-_FORMAT = "keras_pruning.SparseModel 1"  # of a chain of Dense layers
-_GRAPH_FORMAT = "keras_pruning.SparseModel 2"
+_FORMAT = "keras_pruning.SparseModel 2"
 _KERAS_ROWS = 256  # examples of a batch that Keras computes
 
 
@@ -92,10 +96,7 @@ class SparseModel:
 
     def __init__(self, model: keras.Model, *, n_threads: int | None = None) -> None:
         _check_weights(model)
-        steps = read_dense_chain(model)
-        self._chain = None if steps is None else _chain(steps, n_threads)
-        self._graph = None if steps is not None else _Graph(model, n_threads)
-        self._input_shape = () if steps is None else tuple(model.input_shape[1:])
+        self._network = _Network(model, n_threads)
         self._head = loss_head(model) if _is_told_by_outputs(model) else None
 
     def predict(self, x: Any) -> Any:
@@ -113,9 +114,7 @@ class SparseModel:
             TypeError: If x does not hold real numbers.
             ValueError: If the examples have another shape than the model's input.
         """
-        if self._chain is None:
-            return self._of_graph().predict(x)
-        return self._chain.forward(self._check_inputs(x))
+        return self._network.predict(x)
 
     __call__ = predict
 
@@ -163,10 +162,7 @@ class SparseModel:
             NaN where there are none) and "time" (share of one thread's time, NaN where Keras
             computes the model whole).
         """
-        if self._chain is None:
-            rows = self._of_graph().rows(x)
-        else:
-            rows = self._chain.rows(self._check_inputs(x)[:_KERAS_ROWS])
+        rows = self._network.rows(x)
         return pd.DataFrame(rows, columns=["layer", "type", "runs", "zeros", "time"])
 
     @property
@@ -177,7 +173,7 @@ class SparseModel:
     @property
     def n_threads(self) -> int:
         """Threads among which the examples are shared."""
-        return self._chain.n_threads if self._chain else self._of_graph().n_threads
+        return self._network.n_threads
 
     @property
     def steps(self) -> list[DenseStep]:
@@ -185,23 +181,18 @@ class SparseModel:
 
         Empty where the model is more than a chain of Dense layers.
         """
-        return list(self._chain.steps) if self._chain else []
+        chain = self._network.chain
+        return list(chain.steps) if chain else []
 
     @property
     def counts(self) -> Counts:
         """How many numbers it holds and products it takes."""
-        if self._chain is None:
-            return self._of_graph().counts()
-        kernels = [step.kernel for step in self._chain.steps]
-        biases = [step.bias for step in self._chain.steps if step.bias.any()]
-        left = sum(map(count_nonzero, kernels))
-        size, n_biases = sum(kernel.size for kernel in kernels), sum(bias.size for bias in biases)
-        return Counts(size + n_biases, left + sum(map(count_nonzero, biases)), size, left)
+        return self._network.counts()
 
     @functools.cached_property
     def size_bytes(self) -> int:
         """Size of the file that `save` writes, in bytes."""
-        return len(self._serialise())
+        return len(self._network.serialise())
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the weights that are left, the biases and the activations to one file.
@@ -214,7 +205,7 @@ class SparseModel:
                 in Keras: a file cannot hold its code.
         """
         path = Path(path)
-        data = self._serialise()
+        data = self._network.serialise()
         unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
             unfinished.write_bytes(data)
@@ -238,46 +229,19 @@ class SparseModel:
         """
         data = Path(path).read_bytes()
         try:
-            header, content = _deserialise(data)
+            header, plan = _deserialise(data)
         except Exception as error:  # damage shows as almost any: of zipfile, zlib, NumPy, JSON
             raise ValueError(
                 f"'{path}' is damaged, or no file that SparseModel.save wrote. "
                 f"Save the model anew. ({type(error).__name__}: {error})"
             ) from error
         model = cls.__new__(cls)
-        model._head = model._chain = model._graph = None
-        model._input_shape = ()
-        if isinstance(content, Plan):
-            model._graph = _Graph.of_plan(content, header, n_threads)
-        else:
-            model._chain = _chain(content, n_threads)
-            model._input_shape = tuple(header["input_shape"])
+        model._head, model._network = None, _Network.of_plan(plan, header, n_threads)
         return model
 
-    def _of_graph(self) -> "_Graph":
-        if self._graph is None:
-            raise RuntimeError("This model is a chain of Dense layers.")
-        return self._graph
 
-    def _serialise(self) -> bytes:
-        if self._chain:
-            return _serialise(self._input_shape, self._chain.steps)
-        return self._of_graph().serialise()
-
-    def _check_inputs(self, x: Any) -> npt.NDArray[Any]:
-        x = np.asarray(x)
-        if x.dtype.kind not in "buif":
-            raise TypeError(f"x must hold real numbers. Received: dtype {x.dtype}")
-        if x.shape[1:] != self._input_shape:
-            raise ValueError(
-                f"x must have the shape (examples, {', '.join(map(str, self._input_shape))}) "
-                f"that the model takes. Received: {x.shape}"
-            )
-        return x.reshape(len(x), math.prod(self._input_shape))
-
-
-class _Graph:
-    """A model that is more than a chain: its plan, and its copy in Keras.
+class _Network:
+    """What runs a model: a chain of Dense layers, or blocks of examples beside its copy in Keras.
 
     Args:
         model: A built Keras model.
@@ -286,9 +250,20 @@ class _Graph:
 
     def __init__(self, model: keras.Model, n_threads: int | None) -> None:
         self.n_threads = check_threads(n_threads)
+        self._keras = self._function = None
+        self.why = ""
+        steps = read_dense_chain(model)
+        self.chain = None if steps is None else _chain(steps, n_threads)
+        if self.chain:
+            self._plan = None
+            self._takes: Any = 0
+            self._gives: Any = 0
+            (given,) = model.inputs
+            self._inputs = [(given.name, list(given.shape[1:]), given.dtype)]
+            return
         self._keras = copy_for_inference(model)
         self._function = functional_graph(self._keras)
-        self.plan, self.why = plan_blocks(self._keras)
+        self._plan, self.why = plan_blocks(self._keras)
         if self._function is not None:
             self._takes = _places(inputs_structure(self._function), self._function.inputs)
             self._gives = _places(outputs_structure(self._function), self._function.outputs)
@@ -296,25 +271,37 @@ class _Graph:
         self._runner = FasterOf(self._blocks(), self._by_keras)
 
     @classmethod
-    def of_plan(cls, plan: Plan, header: dict[str, Any], n_threads: int | None) -> "_Graph":
-        """Returns a graph that was read from a file; there is no Keras model to run."""
-        graph = cls.__new__(cls)
-        graph.n_threads = check_threads(n_threads)
-        graph._keras = graph._function = None
-        graph.plan, graph.why = plan, ""
-        graph._takes, graph._gives = header["takes"], header["gives"]
-        graph._inputs = [tuple(entry) for entry in header["inputs"]]
-        if compiled_loops() is None:
-            raise ImportError(
-                "A saved network that is more than a chain of Dense layers runs with numba: "
-                'pip install "keras-pruning[sparse]"'
-            )
-        graph._runner = FasterOf(graph._blocks(), None)
-        return graph
+    def of_plan(cls, plan: Plan, header: dict[str, Any], n_threads: int | None) -> "_Network":
+        """Returns a network that was read from a file; there is no Keras model to run."""
+        network = cls.__new__(cls)
+        network.n_threads = check_threads(n_threads)
+        network._keras = network._function = None
+        network._plan, network.why = plan, ""
+        network._takes, network._gives = header["takes"], header["gives"]
+        network._inputs = [tuple(entry) for entry in header["inputs"]]
+        steps = dense_chain_of(plan)
+        network.chain = None if steps is None else _chain(steps, n_threads)
+        if network.chain is None:
+            if compiled_loops() is None:
+                raise ImportError(
+                    "A saved network that is more than a chain of Dense layers runs with numba: "
+                    'pip install "keras-pruning[sparse]"'
+                )
+            network._runner = FasterOf(network._blocks(), None)
+        return network
+
+    @property
+    def plan(self) -> Plan | None:
+        """The network as steps; `None` where Keras computes it whole."""
+        if self._plan is None and self.chain:
+            self._plan = plan_of_dense_chain(self.chain.steps)
+        return self._plan
 
     def predict(self, x: Any) -> Any:
         """Returns the outputs in the structure in which the model gives them."""
-        if self.plan is None and self._function is None:
+        if self.chain:
+            return self.chain.forward(self._flat(x))
+        if self._plan is None and self._function is None:
             return self._whole(x)
         inputs = self._arrays(x)
         if len(inputs[0]):
@@ -326,9 +313,12 @@ class _Graph:
 
     def rows(self, x: Any) -> list[tuple[Any, ...]]:
         """The rows of `SparseModel.report`."""
-        inputs = None if self._function is None and self.plan is None else self._arrays(x)
+        if self.chain:
+            return self.chain.rows(self._flat(x)[:_KERAS_ROWS])
+        inputs = None if self._function is None and self._plan is None else self._arrays(x)
         if inputs is None or self._runner.blocks is None or not self._runner.runs_blocks(inputs):
-            layers = [layer for layer in self._keras.layers if not isinstance(layer, kl.InputLayer)]
+            model: Any = self._keras
+            layers = [layer for layer in model.layers if not isinstance(layer, kl.InputLayer)]
             return [
                 (layer.name, type(layer).__name__, "Keras", _zeros(layer), np.nan)
                 for layer in layers
@@ -340,6 +330,13 @@ class _Graph:
             (step.name, step.kind, step.way, step.zeros, taken / total)
             for step, taken in zip(blocks.plan.steps, seconds, strict=True)
         ]
+
+    def _flat(self, x: Any) -> npt.NDArray[Any]:
+        """The inputs of a chain, `(examples, inputs)`; to float32 it casts them part by part."""
+        (array,), ((_, shape, dtype),) = self._checked(x), self._inputs
+        if dtype != "float32":
+            array = _cast(array, dtype)
+        return array.reshape(len(array), math.prod(shape))
 
     def counts(self) -> Counts:
         """As `SparseModel.counts`."""
@@ -372,6 +369,13 @@ class _Graph:
                 f"This model cannot be saved: Keras computes it whole, since {self.why}, and a "
                 "file holds no code. Save the Keras model."
             )
+        for step in self.plan.steps:
+            if isinstance(step, Linear) and not step.activation.name:
+                raise ValueError(
+                    f"This model cannot be saved: the activation of layer '{step.name}' is not "
+                    "Keras's own, and a file holds no code. Leave it out of the model and apply "
+                    "it to the outputs."
+                )
         called = self._called()
         if called:
             raise ValueError(
@@ -379,7 +383,7 @@ class _Graph:
                 "a file holds no code. Save the Keras model."
             )
         header = {
-            "format": _GRAPH_FORMAT,
+            "format": _FORMAT,
             "takes": self._takes,
             "gives": self._gives,
             "inputs": self._inputs,
@@ -425,8 +429,14 @@ class _Graph:
 
     def _arrays(self, x: Any) -> list[npt.NDArray[Any]]:
         """The inputs as arrays of the type that the model takes, in its order."""
-        given = self._given(x, self._takes)
-        arrays = [np.asarray(array) for array in given]
+        return [
+            array if dtype == "string" else _cast(array, dtype)
+            for array, (_, _, dtype) in zip(self._checked(x), self._inputs, strict=True)
+        ]
+
+    def _checked(self, x: Any) -> list[npt.NDArray[Any]]:
+        """The inputs as arrays in the model's order."""
+        arrays = [np.asarray(array) for array in self._given(x, self._takes)]
         for array, (name, shape, dtype) in zip(arrays, self._inputs, strict=True):
             is_text = dtype == "string"
             if array.dtype.kind not in ("OSU" if is_text else "buif"):
@@ -443,10 +453,7 @@ class _Graph:
         lengths = {len(array) for array in arrays}
         if len(lengths) > 1:
             raise ValueError(f"All inputs must hold as many examples. Received: {sorted(lengths)}")
-        return [
-            array if dtype == "string" else _cast(array, dtype)
-            for array, (_, _, dtype) in zip(arrays, self._inputs, strict=True)
-        ]
+        return arrays
 
     def _given(self, x: Any, takes: Any) -> list[Any]:
         """The inputs in the model's order; `takes` is a structure of their places in it."""
@@ -512,49 +519,22 @@ def _chain(steps: list[DenseStep], n_threads: int | None) -> SparseChain:
     return SparseChain(steps, n_threads)
 
 
-def _serialise(input_shape: tuple[int, ...], steps: list[DenseStep]) -> bytes:
-    """Returns the file's bytes: a header, and of each step its bias, gaps and weights.
-
-    A gap is the distance from one weight left to the next, counted row by row; small
-    numbers that deflate packs close to the entropy of the mask. Numbers are cut in
-    planes, all first bytes, then all second bytes: what varies little stands together.
-    """
-    header = {
-        "format": _FORMAT,
-        "input_shape": input_shape,
-        "steps": [[*step.kernel.shape, _activation_name(step)] for step in steps],
-    }
-    arrays: dict[str, Any] = {"header": np.frombuffer(json.dumps(header).encode(), np.uint8)}
-    for i, step in enumerate(steps):
-        places = np.flatnonzero(step.kernel)
-        arrays[f"bias{i}"] = step.bias
-        arrays[f"gaps{i}"] = _planes(np.diff(places, prepend=-1).astype(np.uint32))
-        arrays[f"values{i}"] = _planes(step.kernel.ravel()[places])
-    file = io.BytesIO()
-    np.savez_compressed(file, **arrays)
-    return file.getvalue()
-
-
-def _deserialise(data: bytes) -> tuple[dict[str, Any], list[DenseStep] | Plan]:
+def _deserialise(data: bytes) -> tuple[dict[str, Any], Plan]:
     with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
         header = json.loads(arrays["header"].tobytes())
-        if header["format"] == _GRAPH_FORMAT:
-            return header, _deserialise_plan(header, arrays)
         if header["format"] != _FORMAT:
             raise ValueError(f"its format is {header['format']!r}, expected {_FORMAT!r}")
-        steps = [
-            DenseStep(
-                _read_kernel((inputs, units), arrays[f"gaps{i}"], arrays[f"values{i}"]),
-                arrays[f"bias{i}"],
-                activations.get(name),
-            )
-            for i, (inputs, units, name) in enumerate(header["steps"])
-        ]
-    return header, steps
+        return header, _deserialise_plan(header, arrays)
 
 
 def _serialise_plan(header: dict[str, Any], plan: Plan) -> bytes:
-    """As `_serialise`; of a step the header holds its class, and each field that is no array."""
+    """Returns the file's bytes: the header, and of each linear step its bias, gaps and weights.
+
+    A gap is the distance from one weight left to the next, counted unit by unit; small
+    numbers that deflate packs close to the entropy of the mask. Numbers are cut in
+    planes, all first bytes, then all second bytes: what varies little stands together.
+    Of a step the header holds its class and each field that is no array.
+    """
     arrays: dict[str, Any] = {}
     entries = []
     for i, step in enumerate(plan.steps):
@@ -599,15 +579,6 @@ def _deserialise_plan(header: dict[str, Any], arrays: Any) -> Plan:
     return make_plan(tensors, steps, header["in"], header["out"])
 
 
-def _read_kernel(
-    shape: tuple[int, int], gaps: npt.NDArray[np.uint8], values: npt.NDArray[np.uint8]
-) -> FloatArray:
-    kernel = np.zeros(shape, np.float32)
-    places = np.cumsum(_from_planes(gaps, np.uint32), dtype=np.int64) - 1
-    kernel.reshape(-1)[places] = _from_planes(values, np.float32)
-    return kernel
-
-
 def _planes(numbers: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     """Returns the bytes of 4-byte numbers, `(4, numbers)`, the least significant first."""
     little = numbers.astype(numbers.dtype.newbyteorder("<"))
@@ -617,16 +588,6 @@ def _planes(numbers: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
 def _from_planes(planes: npt.NDArray[np.uint8], kind: type[np.generic]) -> npt.NDArray[Any]:
     little = np.ascontiguousarray(planes.T).view(np.dtype(kind).newbyteorder("<"))
     return little.reshape(-1).astype(kind)
-
-
-def _activation_name(step: DenseStep) -> str:
-    name = activations.serialize(step.activation)
-    if not isinstance(name, str) or activations.get(name) is not step.activation:
-        raise ValueError(
-            f"The activation {step.activation!r} cannot be saved: a file holds names of Keras's "
-            "own activations, no code. Leave it out of the model and apply it to the outputs."
-        )
-    return name
 
 
 def _check_weights(model: keras.Model) -> None:
