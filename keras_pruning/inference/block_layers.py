@@ -115,7 +115,7 @@ class Block:
         examples: Of a block, a multiple of 16.
         kernels: The compiled loops.
         count: Examples that are there; the rest of the block is zero at first.
-        spare: A block that is done, whose room is taken over.
+        free: Arrays for the tensors, which they take and give back.
         n_threads: Threads that share a step, where there is no other block for them.
     """
 
@@ -124,8 +124,8 @@ class Block:
         tensors: list[Tensor | None],
         examples: int,
         kernels: ModuleType,
-        count: int = 0,
-        spare: "Block | None" = None,
+        count: int,
+        free: list[FloatArray],
         n_threads: int = 1,
     ) -> None:
         self.n_threads = n_threads
@@ -133,7 +133,7 @@ class Block:
         self._tensors = tensors
         self._arrays: dict[int, FloatArray] = {}
         self._rows: dict[int, npt.NDArray[Any]] = {}
-        self._free: dict[int, list[FloatArray]] = {} if spare is None else spare._free
+        self._free = free
 
     def room(self, tensor: int) -> _Room:
         """Where the tensor lies in its array."""
@@ -154,11 +154,6 @@ class Block:
         """The tensor without its border: channels, rows, columns, examples."""
         return self.room(tensor).view(self.array(tensor))
 
-    @property
-    def free_bytes(self) -> int:
-        """Size of the room that no tensor takes."""
-        return sum(array.nbytes for arrays in self._free.values() for array in arrays)
-
     def rows(self, tensor: int, out: npt.NDArray[Any] | None = None) -> npt.NDArray[Any]:
         """The examples as Keras has them: `(examples, ...)`; written to `out` if it is given."""
         if tensor not in self._rows:
@@ -177,12 +172,21 @@ class Block:
     def make(self, tensor: int) -> FloatArray:
         """An array for the tensor, its border zero, the rest to be written."""
         room, border = self.room(tensor), known(self._tensors, tensor).border
-        free = self._free.get(room.size)
-        array = free.pop() if free else aligned(room.size)
+        array = self._take(room.size)
         if any(border):
             _clear_border(array, room, border)
         self._arrays[tensor] = array
         return array
+
+    def _take(self, size: int) -> FloatArray:
+        """The smallest free array that is large enough; a new one takes the largest's place."""
+        order = sorted(range(len(self._free)), key=lambda i: self._free[i].size)
+        for i in order:
+            if self._free[i].size >= size:
+                return self._free.pop(i)
+        if order:
+            del self._free[order[-1]]
+        return aligned(size)
 
     def fill(self, tensor: int) -> FloatArray:
         """As `make`; returns the view without the border."""
@@ -197,7 +201,7 @@ class Block:
         self._rows.pop(tensor, None)
         array = self._arrays.pop(tensor, None)
         if array is not None:
-            self._free.setdefault(array.size, []).append(array)
+            self._free.append(array)
 
 
 def _clear_border(array: FloatArray, room: _Room, border: Border) -> None:

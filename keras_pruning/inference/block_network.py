@@ -26,7 +26,7 @@ Array = npt.NDArray[Any]
 Forward = Callable[[Sequence[Array]], list[Array]]
 
 _SIZES = (32, 16)  # examples of a block
-_MOST_KEPT = 2**31  # bytes of a block's room between two calls, as backends keep theirs
+_MOST_KEPT = 2**28  # bytes of room that a thread keeps between two calls: 256 MiB
 _MOST_TIMED = 256  # examples on which blocks and Keras are compared
 _TURNS, _SECONDS = 3, 1.0  # of that measurement, at the most
 
@@ -43,7 +43,7 @@ class BlockNetwork:
     def __init__(self, plan: Plan, n_threads: int, kernels: ModuleType) -> None:
         self.plan, self.n_threads, self._kernels = plan, n_threads, kernels
         self._work: dict[int, list[Work]] = {}
-        self._spares: list[Block] = []
+        self._rooms: list[list[Array]] = []
         self._lock = threading.Lock()
 
     def forward(self, inputs: Sequence[Array]) -> list[Array]:
@@ -58,10 +58,10 @@ class BlockNetwork:
         helpers = self.n_threads if len(tops) == 1 else 1
 
         def share() -> None:
-            spare = self._spare(examples)
+            room = self._room()
             for top in waiting:
                 parts = [x[top : top + examples] for x in inputs]
-                spare = block = self._block(parts, spare, helpers)
+                block = self._block(parts, examples, room, helpers)
                 for do, last in zip(work, self.plan.last, strict=True):
                     do(block)
                     for tensor in last:
@@ -72,7 +72,7 @@ class BlockNetwork:
                 ]
                 for tensor in self.plan.outputs:
                     block.drop(tensor)
-            self._keep(spare)
+            self._keep(room)
 
         is_compiled = not any(map(_is_of_keras, self.plan.steps))
         with one_blas_thread():
@@ -91,29 +91,28 @@ class BlockNetwork:
             return None
         return np.empty((count, *known.shape), np.float32)
 
-    def _spare(self, examples: int) -> Block:
-        """A block without tensors, with room that was used before."""
+    def _room(self) -> list[Array]:
+        """Arrays of a block that is done, if there are any."""
         with self._lock:
-            for i, block in enumerate(self._spares):
-                if block.examples == examples:
-                    return self._spares.pop(i)
-        return Block(self.plan.tensors, examples, self._kernels)
+            return self._rooms.pop() if self._rooms else []
 
-    def _keep(self, block: Block) -> None:
+    def _keep(self, room: list[Array]) -> None:
         """Keeps a block's room for the next call: fresh memory costs a fault a page."""
-        if block.free_bytes <= _MOST_KEPT:
-            with self._lock:
-                self._spares.append(block)
-                del self._spares[: -self.n_threads]
+        room.sort(key=len)
+        while sum(array.nbytes for array in room) > _MOST_KEPT:
+            room.pop()
+        with self._lock:
+            self._rooms.append(room)
+            del self._rooms[: -self.n_threads]
 
     def seconds(self, inputs: Sequence[Array], turns: int = 3) -> list[float]:
         """Returns how long each step takes on one block of these examples, on one thread."""
         examples = self._block_size(len(inputs[0]))
         work = self._prepared(examples)
         taken = np.empty((turns + 1, len(work)))
-        block = self._spare(examples)
+        room = self._room()
         for turn in range(turns + 1):  # the first one warms up
-            block = self._block([x[:examples] for x in inputs], block)
+            block = self._block([x[:examples] for x in inputs], examples, room)
             for i, (do, last) in enumerate(zip(work, self.plan.last, strict=True)):
                 start = time.perf_counter()
                 do(block)
@@ -129,7 +128,7 @@ class BlockNetwork:
         examples = self._block_size(len(inputs[0]))
         work = self._prepared(examples)
         blocks = [
-            self._block([x[top : top + examples] for x in inputs], self._spare(examples))
+            self._block([x[top : top + examples] for x in inputs], examples, [])
             for top in range(0, len(inputs[0]), examples)
         ]
         for block in blocks:
@@ -149,11 +148,12 @@ class BlockNetwork:
 
         return run
 
-    def _block(self, inputs: list[Array], spare: Block, n_threads: int = 1) -> Block:
+    def _block(
+        self, inputs: list[Array], examples: int, room: list[Array], n_threads: int = 1
+    ) -> Block:
         """A block with its inputs, in the room of one that is done."""
-        block = Block(
-            self.plan.tensors, spare.examples, self._kernels, len(inputs[0]), spare, n_threads
-        )
+        count = len(inputs[0])
+        block = Block(self.plan.tensors, examples, self._kernels, count, room, n_threads)
         for tensor, rows in zip(self.plan.inputs, inputs, strict=True):
             block.put_rows(tensor, rows)
         return block

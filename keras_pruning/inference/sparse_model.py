@@ -72,7 +72,7 @@ class SparseModel:
     and activations in one go; layers that are not known are called in Keras, and where the
     whole is faster there, with few zeros or few examples, Keras computes it whole: the first
     call with about so many examples runs both a few times. `report` tells. Room for the
-    activations of a block, at most 2 GB a thread, is kept from one call to the next.
+    activations of a block, at most 256 MiB a thread, is kept from one call to the next.
 
     The outputs are the Keras model's up to rounding. Weights are copied: training the
     Keras model later does not change this one. Skipped weights do not meet their inputs,

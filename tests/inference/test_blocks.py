@@ -692,6 +692,11 @@ def test_infinite_inputs_change_no_other_example(images):
 
 # Random models
 
+ACTIVATIONS = (
+    "elu", "gelu", "hard_sigmoid", "leaky_relu", "mish", "relu6", "selu", "sigmoid", "silu",
+    "softmax", "softplus", "softsign", "tanh",
+)  # fmt: skip
+
 
 def random_model(rng):
     """A functional model of layers of any kind, with branches that meet again."""
@@ -714,7 +719,7 @@ def random_model(rng):
         return options[int(rng.integers(len(options)))]
 
     def activation():
-        return pick(None, "relu", "relu", "tanh", "sigmoid", "silu", "elu", "relu6")
+        return pick(None, "relu", "relu", *ACTIVATIONS)
 
     def layer(x):
         least = min(x.shape[1:-1])
