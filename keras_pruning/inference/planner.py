@@ -216,6 +216,8 @@ def _values(variable: Any) -> npt.NDArray[np.float32]:
 
 
 def _activation(function: Any) -> Activation | None:
+    if function is activations.leaky_relu:
+        return Activation("leaky_relu", 0.2)  # Keras's slope where none is given
     if function is activations.softmax or function in ELEMENTWISE:
         name = activations.serialize(function)
         return Activation(name) if isinstance(name, str) else None

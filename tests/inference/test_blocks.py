@@ -109,6 +109,7 @@ def chain(shape, *layers):
         {"use_bias": False, "activation": None},
         {"activation": "tanh"},
         {"activation": "gelu"},
+        {"activation": "leaky_relu"},
         {"activation": "softmax"},
     ],
 )
