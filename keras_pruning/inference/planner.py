@@ -15,7 +15,13 @@ from keras import layers as kl
 import keras_pruning.inference.block_layers as bl
 from keras_pruning.inference.block_layers import Activation, Linear, Step, Tensor
 from keras_pruning.inference.dense_chain import ELEMENTWISE, Affine, read_batch_norm
-from keras_pruning.models import functional_graph, is_of_keras, nodes_in_order, with_tensors
+from keras_pruning.models import (
+    functional_graph,
+    inputs_structure,
+    is_of_keras,
+    nodes_in_order,
+    with_tensors,
+)
 
 __all__ = ["Plan", "make_plan", "plan_blocks"]
 
@@ -121,6 +127,8 @@ class _Planner:
         same = len(args) == 1 and not any(isinstance(v, keras.KerasTensor) for v in kwargs.values())
         if not same or [t.shape for t in given] != [t.shape for t in function.inputs]:
             return False
+        if len(given) > 1 and _form(args[0]) != _form(inputs_structure(function)):
+            return False  # Keras finds them by their names
         if [t.dtype for t in given] != [t.dtype for t in function.inputs]:
             return False
         outer = dict(self._numbers)
@@ -170,6 +178,10 @@ class _Planner:
             and all(other is None for other in others)
             and all(self.tensors[i] is not None for i in (*inputs, output))
         )
+
+
+def _form(structure: Any) -> Any:
+    return keras.tree.map_structure(lambda _: None, structure)
 
 
 def _all_symbols(function: Any) -> list[Any]:

@@ -276,6 +276,15 @@ def test_nested_and_shared_models():
 
 
 @needs_numba
+def test_a_nested_model_finds_its_inputs_by_their_names():
+    a, b = keras.Input((5,), name="a"), keras.Input((5,), name="b")
+    inner = keras.Model([b, a], kl.Subtract()([kl.Dense(3)(a), kl.Dense(3)(b)]))
+    p, q = keras.Input((5,)), keras.Input((5,))
+    check(keras.Model([p, q], inner({"a": p, "b": q})), called=1)
+    check(keras.Model([p, q], inner([q, p])))
+
+
+@needs_numba
 def test_shared_layers_are_computed_once_a_call():
     x, shared = keras.Input((6, 6, 4)), kl.Conv2D(4, 3, padding="same", activation="relu")
     check(keras.Model(x, shared(shared(x))))
