@@ -31,6 +31,8 @@ _PASSED_ON = (
     kl.Identity, kl.SpatialDropout1D, kl.SpatialDropout2D,
 )  # fmt: skip
 
+_MAKE_FLOATS = (kl.BatchNormalization, kl.Dense, kl.Rescaling)
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -171,6 +173,9 @@ class _Planner:
         leaves = keras.tree.flatten((args, node.arguments.kwargs))
         symbols = [leaf for leaf in leaves if isinstance(leaf, keras.KerasTensor)]
         others = [leaf for leaf in leaves if not isinstance(leaf, keras.KerasTensor)]
+        integers = any("float" not in symbol.dtype for symbol in symbols)
+        if integers and not isinstance(operation, _MAKE_FLOATS):
+            return False  # Keras computes in integers, whatever the symbolic output says
         return (
             is_of_keras(operation)
             and node.output_tensors[0].dtype == "float32"

@@ -323,6 +323,15 @@ def test_images_of_integers():
 
 
 @needs_numba
+def test_integers_are_summed_as_in_keras():
+    x = keras.Input((6,), dtype="uint8")
+    model = keras.Model(x, [kl.Add()([x, x]), kl.Dense(4)(kl.Rescaling(0.5)(x))])
+    numbers = np.random.default_rng(1).integers(0, 256, (20, 6), np.uint8)
+    outputs, _ = in_blocks(model, numbers)
+    assert_equal_outputs(outputs, by_keras(model, numbers))
+
+
+@needs_numba
 def test_mixed_precision_is_called_in_keras_and_gives_its_outputs():
     layers = [kl.Conv2D(4, 3, dtype="mixed_float16"), kl.Conv2D(4, 1, dtype="float32")]
     model = shaken(chain((6, 6, 3), *layers), np.random.default_rng(0))
