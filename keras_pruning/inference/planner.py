@@ -16,6 +16,7 @@ import keras_pruning.inference.block_layers as bl
 from keras_pruning.inference.block_layers import Activation, Linear, Step, Tensor
 from keras_pruning.inference.dense_chain import ELEMENTWISE, Affine, read_batch_norm
 from keras_pruning.models import (
+    all_layers,
     functional_graph,
     inputs_structure,
     is_of_keras,
@@ -194,15 +195,23 @@ def _all_symbols(function: Any) -> list[Any]:
 
 
 def _check_mask(operation: Any, node: Any) -> None:
-    """Raises where a layer gives a mask, which later layers would miss."""
-    if isinstance(operation, keras.Layer):
-        given = node.arguments.args[0] if node.arguments.args else None
-        try:
-            mask = operation.compute_mask(given, None)
-        except Exception:  # a layer that gives no mask may not bear to be asked
-            return
-        if any(part is not None for part in keras.tree.flatten(mask)):
-            raise _StaysWithKeras(f"layer '{operation.name}' gives a mask to those that follow")
+    """Raises where a layer, or one inside it, may give a mask, which later layers would miss."""
+    if not isinstance(operation, keras.Layer):
+        return
+    given = (*node.arguments.args, *node.arguments.kwargs.values())[0]
+    try:
+        mask = operation.compute_mask(given, None)
+    except Exception:  # a layer that gives no mask may not bear to be asked
+        mask = None
+    inside = [layer for layer in all_layers(operation) if layer is not operation]
+    if any(part is not None for part in keras.tree.flatten(mask)) or any(map(_makes_mask, inside)):
+        raise _StaysWithKeras(f"layer '{operation.name}' gives a mask to those that follow")
+
+
+def _makes_mask(layer: Any) -> bool:
+    """Whether a layer, which cannot be asked without its inputs, may give a mask."""
+    is_own = not is_of_keras(layer) and type(layer).compute_mask is not keras.Layer.compute_mask
+    return is_own or isinstance(layer, kl.Masking) or getattr(layer, "mask_zero", False)
 
 
 def _call(node: Any, inputs: tuple[int, ...], outputs: tuple[int, ...]) -> Step:

@@ -431,6 +431,32 @@ def test_masks_are_left_to_keras():
     assert_equal_outputs([SparseModel(model).predict(words)], by_keras(model, words))
 
 
+@keras.saving.register_keras_serializable()
+class Words(kl.Layer):
+    """Holds an Embedding that gives a mask."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.embedding = kl.Embedding(9, 4, mask_zero=True)
+
+    def build(self, shape):
+        self.embedding.build(shape)
+
+    def call(self, x):
+        return self.embedding(x)
+
+
+@pytest.mark.parametrize("kind", ["nested", "own"])
+def test_masks_from_inside_of_layers_are_left_to_keras(always, kind):
+    nested = keras.Sequential([keras.Input((None,), dtype="int32"), Words().embedding])
+    x = keras.Input((7,), dtype="int32")
+    y = (nested if kind == "nested" else Words())(x)
+    model = keras.Model(x, kl.GlobalAveragePooling1D()(kl.Dense(4)(y)))
+    shaken(model, np.random.default_rng(0), 0.5)
+    words = np.random.default_rng(0).integers(0, 3, (20, 7)).astype("int32")
+    assert_equal_outputs([SparseModel(model).predict(words)], by_keras(model, words))
+
+
 @needs_numba
 def test_words_without_a_mask():
     x = keras.Input((7,), dtype="int32")
