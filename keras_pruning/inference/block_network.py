@@ -219,7 +219,8 @@ class FasterOf:
         """Whether the network that skips zeros is the one that runs on such inputs."""
         if self.blocks is None or self._by_keras is None:
             return self.blocks is not None
-        key = min(len(inputs[0]), _MOST_TIMED).bit_length()
+        # From 9 to 16, from 17 to 32 and so on: of one key all need one block, or all need more.
+        key = (min(len(inputs[0]), _MOST_TIMED) - 1).bit_length()
         with self._lock:
             if self.blocks is not None and key not in self._is_faster:
                 self._is_faster[key] = self._measure([x[:_MOST_TIMED] for x in inputs])

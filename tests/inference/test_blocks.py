@@ -407,13 +407,14 @@ def test_without_numba_keras_computes_all(images, monkeypatch):
     assert set(sparse.report(images)["runs"]) == {"Keras"}
 
 
+@keras.saving.register_keras_serializable()
+class Centred(kl.Layer):
+    def call(self, x):
+        return x - keras.ops.mean(x, axis=0, keepdims=True)
+
+
 @needs_numba
 def test_what_mixes_examples_is_left_to_keras_with_a_warning(images):
-    @keras.saving.register_keras_serializable()
-    class Centred(kl.Layer):
-        def call(self, x):
-            return x - keras.ops.mean(x, axis=0, keepdims=True)
-
     model = shaken(chain((12, 12, 3), kl.Conv2D(8, 3), Centred()), np.random.default_rng(0), 0.9)
     sparse = SparseModel(model)
     with pytest.warns(UserWarning, match="gives other outputs than in Keras"):
@@ -429,6 +430,25 @@ def test_masks_are_left_to_keras():
     assert "gives a mask" in plan_blocks(model)[1]
     words = np.random.default_rng(0).integers(0, 3, (20, 7))
     assert_equal_outputs([SparseModel(model).predict(words)], by_keras(model, words))
+
+
+@pytest.fixture
+def blocks_are_faster(monkeypatch):
+    """Blocks compute every model whose outputs they were seen to give."""
+    measure = FasterOf._measure
+    both = lambda self, inputs: measure(self, inputs) or self.blocks is not None  # noqa: E731
+    monkeypatch.setattr(FasterOf, "_measure", both)
+
+
+@needs_numba
+@pytest.mark.filterwarnings("ignore:Computed in blocks")
+@pytest.mark.parametrize("n_threads", [1, 2, 3])
+def test_what_mixes_examples_is_found_once_there_are_two_blocks(blocks_are_faster, n_threads):
+    model = shaken(chain((5, 6), kl.Dense(8), Centred()), np.random.default_rng(0), 0.9)
+    sparse = SparseModel(model, n_threads=n_threads)
+    x = np.random.default_rng(0).standard_normal((40, 5, 6)).astype("float32")
+    for count in (8, 9, 16, 17, 32, 33, 40):
+        assert_equal_outputs([sparse.predict(x[:count])], by_keras(model, x[:count]))
 
 
 @keras.saving.register_keras_serializable()
