@@ -451,6 +451,18 @@ def test_what_mixes_examples_is_found_once_there_are_two_blocks(blocks_are_faste
         assert_equal_outputs([sparse.predict(x[:count])], by_keras(model, x[:count]))
 
 
+@needs_numba
+def test_a_missing_number_in_the_first_call_hides_no_mixing(blocks_are_faster):
+    model = shaken(chain((5, 6), kl.Dense(8), Centred()), np.random.default_rng(0), 0.9)
+    sparse = SparseModel(model)
+    x = np.random.default_rng(0).standard_normal((40, 5, 6)).astype("float32")
+    missing = x.copy()
+    missing[0, 0, 0] = np.nan
+    with pytest.warns(UserWarning, match="gives other outputs than in Keras"):
+        sparse.predict(missing)
+    assert_equal_outputs([sparse.predict(x)], by_keras(model, x))
+
+
 @keras.saving.register_keras_serializable()
 class Words(kl.Layer):
     """Holds an Embedding that gives a mask."""
