@@ -463,6 +463,18 @@ def test_a_missing_number_in_the_first_call_hides_no_mixing(blocks_are_faster):
     assert_equal_outputs([sparse.predict(x)], by_keras(model, x))
 
 
+@needs_numba
+def test_what_makes_more_examples_of_them_is_left_to_keras_with_a_warning():
+    x = keras.Input((9, 4))
+    y = kl.Dense(3)(keras.ops.reshape(x, (-1, 4)))
+    model = keras.Model(x, keras.ops.reshape(y, (-1, 9, 3)))
+    sparse = SparseModel(shaken(model, np.random.default_rng(0), 0.9))
+    x = np.random.default_rng(0).standard_normal((20, 9, 4)).astype("float32")
+    with pytest.warns(UserWarning, match="gives other outputs than in Keras, or none"):
+        outputs = sparse.predict(x)
+    assert_equal_outputs([outputs], by_keras(model, x))
+
+
 @keras.saving.register_keras_serializable()
 class Words(kl.Layer):
     """Holds an Embedding that gives a mask."""
