@@ -265,6 +265,13 @@ def test_squeeze_and_excitation():
 
 
 @needs_numba
+def test_means_of_large_images_are_not_rounded_away():
+    model = chain((300, 300, 1), kl.GlobalAveragePooling2D())
+    outputs, _ = in_blocks(model, np.full((2, 300, 300, 1), 0.7, "float32"))
+    np.testing.assert_allclose(outputs[0], 0.7, rtol=5e-6)
+
+
+@needs_numba
 def test_nested_and_shared_models():
     inner_x = keras.Input((6, 6, 4))
     inner = keras.Model(inner_x, [kl.Conv2D(4, 3, padding="same")(inner_x), kl.ReLU()(inner_x)])
