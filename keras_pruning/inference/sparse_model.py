@@ -317,16 +317,17 @@ class _Graph:
         if self.plan is None and self._function is None:
             return self._whole(x)
         inputs = self._arrays(x)
-        if len(inputs[0]):
-            outputs = self._runner.forward(inputs)
-        else:  # the shapes of the outputs, from one example of zeros
-            one = [np.zeros((1, *array.shape[1:]), array.dtype) for array in inputs]
-            outputs = [output[:0] for output in self._runner.forward(one)]
+        count = len(inputs[0])
+        outputs = self._runner.forward(inputs if count else _one_example(inputs))
+        if not count:  # what was computed tells the shapes
+            outputs = [output[:0] for output in outputs]
         return keras.tree.map_structure(lambda place: outputs[place], self._gives)
 
     def rows(self, x: Any) -> list[tuple[Any, ...]]:
         """The rows of `SparseModel.report`."""
         inputs = None if self._function is None and self.plan is None else self._arrays(x)
+        if inputs is not None and not len(inputs[0]):
+            inputs = _one_example(inputs)
         if inputs is None or self._runner.blocks is None or not self._runner.runs_blocks(inputs):
             layers = [layer for layer in self._keras.layers if not isinstance(layer, kl.InputLayer)]
             return [
@@ -472,6 +473,11 @@ class _Graph:
             places = sorted(keras.tree.flatten(numbers))
             flat.update(zip(places, self._given(part, numbers), strict=True))
         return [flat[number] for number in sorted(flat)]
+
+
+def _one_example(inputs: list[npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
+    """One of zeros, where there are none: backends fail on arrays without examples."""
+    return [np.zeros((1, *array.shape[1:]), array.dtype) for array in inputs]
 
 
 def _places(structure: Any, tensors: list[Any]) -> Any:

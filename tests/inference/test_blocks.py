@@ -667,6 +667,13 @@ def test_a_report_tells_how_each_step_runs(always, images):
     assert report["time"].sum() == pytest.approx(1)
 
 
+@needs_numba
+def test_a_report_without_examples(blocks_are_faster, images):
+    sparse = SparseModel(small_network())
+    steps = list(sparse.report(images)["layer"])
+    assert list(sparse.report(images[:0])["layer"]) == steps
+
+
 def test_a_report_of_a_chain_of_dense_layers():
     model = shaken(chain((70,), kl.Dense(50, activation="relu"), kl.Dense(3)),
                    np.random.default_rng(0), 0.9)  # fmt: skip
