@@ -765,7 +765,13 @@ def test_a_file_cut_anywhere_is_refused_by_name(tmp_path):
 @needs_numba
 @pytest.mark.parametrize(
     ("step", "field", "value"),
-    [(0, "shape", [16, 3, 2, 2]), (0, "pads", [-1, 1]), (1, "added", 0), (3, "window", [9, 9])],
+    [
+        (0, "shape", [16, 3, 2, 2]),
+        (0, "shape", [16, 3, -3, -3]),
+        (0, "pads", [-1, 1]),
+        (1, "added", 0),
+        (3, "window", [9, 9]),
+    ],
 )
 def test_a_file_whose_numbers_do_not_fit_is_refused(tmp_path, step, field, value):
     path = tmp_path / "network.npz"
