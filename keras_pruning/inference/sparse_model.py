@@ -312,6 +312,13 @@ class _Graph:
         graph._runner = FasterOf(graph._blocks(), None)
         return graph
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """What makes it anew, in a copy or another process: plans hold locks and functions."""
+        if self._keras is not None:
+            return _Graph, (self._keras, self.n_threads)
+        header = {"takes": self._takes, "gives": self._gives, "inputs": self._inputs}
+        return _Graph.of_plan, (self.plan, header, self.n_threads)
+
     def predict(self, x: Any) -> Any:
         """Returns the outputs in the structure in which the model gives them."""
         if self.plan is None and self._function is None:

@@ -1,8 +1,10 @@
 """SparseModel of networks that are more than a chain of Dense layers; Keras is the oracle."""
 
+import copy
 import importlib.util
 import json
 import os
+import pickle
 import warnings
 
 import keras
@@ -738,6 +740,19 @@ def test_random_models_from_files(tmp_path, seed, monkeypatch):
     x = data(model, 20, rng)
     outputs = SparseModel.load(tmp_path / "network.npz").predict(x)
     assert_equal_outputs(keras.tree.flatten(outputs), by_keras(model, x))
+
+
+@needs_numba
+@pytest.mark.parametrize("is_loaded", [False, True])
+def test_a_copy_and_a_pickled_model_give_the_same_outputs(tmp_path, images, is_loaded, always):
+    sparse = SparseModel(small_network())
+    expected = sparse.predict(images)
+    if is_loaded:
+        sparse.save(tmp_path / "network.npz")
+        sparse = SparseModel.load(tmp_path / "network.npz")
+    for again in (copy.deepcopy(sparse), pickle.loads(pickle.dumps(sparse))):
+        assert again.n_threads == sparse.n_threads
+        np.testing.assert_allclose(again.predict(images), expected, rtol=1e-5, atol=1e-6)
 
 
 @needs_numba
