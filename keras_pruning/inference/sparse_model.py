@@ -494,8 +494,11 @@ def _places(structure: Any, tensors: list[Any]) -> Any:
 
 
 def _cast(array: npt.NDArray[Any], dtype: str) -> npt.NDArray[Any]:
-    """The array in a type of Keras; bfloat16, which NumPy does not know, is left to Keras."""
-    return array if dtype == "bfloat16" else array.astype(dtype, copy=False)
+    """The array in a type of Keras; bfloat16, which NumPy does not know, is cast by Keras."""
+    if dtype != "bfloat16":
+        return array.astype(dtype, copy=False)
+    tensor = keras.ops.convert_to_tensor(array.astype("float32"), dtype=dtype)
+    return np.asarray(keras.ops.convert_to_numpy(tensor))
 
 
 def _zeros(layer: keras.Layer) -> float:

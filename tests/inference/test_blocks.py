@@ -341,6 +341,14 @@ def test_integers_are_summed_as_in_keras():
 
 
 @needs_numba
+def test_an_input_of_bfloat16_is_rounded_as_in_keras(always):
+    x = keras.Input((6, 5), dtype="bfloat16")
+    model = shaken(keras.Model(x, kl.Dense(4)(x)), np.random.default_rng(0), 0.5)
+    x = np.random.default_rng(1).standard_normal((20, 6, 5)).astype("float32")
+    assert_equal_outputs([SparseModel(model).predict(x)], [model.predict_on_batch(x)])
+
+
+@needs_numba
 def test_mixed_precision_is_called_in_keras_and_gives_its_outputs():
     layers = [kl.Conv2D(4, 3, dtype="mixed_float16"), kl.Conv2D(4, 1, dtype="float32")]
     model = shaken(chain((6, 6, 3), *layers), np.random.default_rng(0))
