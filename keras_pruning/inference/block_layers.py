@@ -351,7 +351,7 @@ class Linear(Step):
             and (x[2], y[2], added) == (self.shape[1], units, y)
             and self.bias.shape == (units,)
             and self.bias.dtype == np.float32
-            and min(*self.strides, *self.dilation) > 0 <= min(self.pads)
+            and min(*self.shape, *self.strides, *self.dilation) > 0 <= min(self.pads)
         )
 
     def multiply_adds(self, tensors: list[Tensor | None]) -> tuple[int, int]:
@@ -523,7 +523,10 @@ class GlobalPool(Step):
     def _work(self, tensors: list[Tensor | None], examples: int, kernels: ModuleType) -> Work:
         def work(block: Block) -> None:
             view = block.view(self.inputs[0])
-            pooled = view.mean(axis=(1, 2)) if self.is_mean else view.max(axis=(1, 2))
+            if self.is_mean:  # row by row: a sum of all pixels would round more
+                pooled = view.mean(axis=2).mean(axis=1)
+            else:
+                pooled = view.max(axis=(1, 2))
             block.fill(self.output)[:, 0, 0] = pooled
 
         return work

@@ -65,13 +65,16 @@ def read_dense_chain(
         weights: Arrays to take instead of `model.get_weights()`, in the same order.
     """
     layers = linear_chain(model)
-    if layers is None or model.losses:  # regularisation is part of the loss Keras reports
+    has_loss = bool(model.losses)  # regularisation is part of the loss Keras reports
+    if layers is None or has_loss or model.inputs[0].dtype in ("float16", "bfloat16"):
         return None
     given = dict(zip(map(id, model.weights), weights or (), strict=False))
     waiting = _IDENTITY  # what the next Dense layer has to take in
     steps: list[DenseStep] = []
     for layer in layers:
-        if isinstance(layer, (kl.InputLayer, kl.Dropout)):
+        if layer.dtype_policy.name != "float32":
+            return None
+        if type(layer) in (kl.InputLayer, kl.Dropout):
             continue
         activation = _activation(layer)
         is_linear = bool(steps) and steps[-1].activation is activations.linear
@@ -86,7 +89,7 @@ def read_dense_chain(
                 steps[-1] = _before_affine(steps[-1], norm)
             else:
                 waiting = _then(waiting, norm)
-        elif not steps and type(layer) is kl.Rescaling and np.ndim(layer.scale) == 0:
+        elif not steps and type(layer) is kl.Rescaling and _is_of_numbers(layer):
             waiting = _then(waiting, (layer.scale, layer.offset))
         elif steps or type(layer) is not kl.Flatten or layer.data_format == "channels_first":
             return None
@@ -176,6 +179,10 @@ def _values(variable: keras.Variable, given: Mapping[int, npt.NDArray[Any]]) -> 
 def _is_plain(layer: keras.Layer) -> bool:
     """Whether the layer computes in float32, unquantised, on inputs of rank 2."""
     return layer.dtype_policy.name == "float32" and len(layer.input.shape) == 2
+
+
+def _is_of_numbers(layer: kl.Rescaling) -> bool:
+    return np.ndim(layer.scale) == np.ndim(layer.offset) == 0
 
 
 def _activation(layer: keras.Layer) -> Callable[[Any], Any] | None:

@@ -20,7 +20,14 @@ from keras_pruning.inference.dense_chain import (
     DenseStep,
     read_batch_norm,
 )
-from keras_pruning.models import functional_graph, is_of_keras, nodes_in_order, with_tensors
+from keras_pruning.models import (
+    all_layers,
+    functional_graph,
+    inputs_structure,
+    is_of_keras,
+    nodes_in_order,
+    with_tensors,
+)
 
 __all__ = ["Plan", "dense_chain_of", "make_plan", "plan_blocks", "plan_of_dense_chain"]
 
@@ -29,6 +36,8 @@ _PASSED_ON = (
     kl.ActivityRegularization, kl.AlphaDropout, kl.Dropout, kl.GaussianDropout, kl.GaussianNoise,
     kl.Identity, kl.SpatialDropout1D, kl.SpatialDropout2D,
 )  # fmt: skip
+
+_MAKE_FLOATS = (kl.BatchNormalization, kl.Dense, kl.Rescaling)
 
 
 @dataclass(frozen=True)
@@ -167,6 +176,8 @@ class _Planner:
         same = len(args) == 1 and not any(isinstance(v, keras.KerasTensor) for v in kwargs.values())
         if not same or [t.shape for t in given] != [t.shape for t in function.inputs]:
             return False
+        if len(given) > 1 and _form(args[0]) != _form(inputs_structure(function)):
+            return False  # Keras finds them by their names
         if [t.dtype for t in given] != [t.dtype for t in function.inputs]:
             return False
         outer = dict(self._numbers)
@@ -209,6 +220,9 @@ class _Planner:
         leaves = keras.tree.flatten((args, node.arguments.kwargs))
         symbols = [leaf for leaf in leaves if isinstance(leaf, keras.KerasTensor)]
         others = [leaf for leaf in leaves if not isinstance(leaf, keras.KerasTensor)]
+        integers = any("float" not in symbol.dtype for symbol in symbols)
+        if integers and not isinstance(operation, _MAKE_FLOATS):
+            return False  # Keras computes in integers, whatever the symbolic output says
         return (
             is_of_keras(operation)
             and node.output_tensors[0].dtype == "float32"
@@ -218,20 +232,32 @@ class _Planner:
         )
 
 
+def _form(structure: Any) -> Any:
+    return keras.tree.map_structure(lambda _: None, structure)
+
+
 def _all_symbols(function: Any) -> list[Any]:
     return [t for node in nodes_in_order(function) for t in node.output_tensors]
 
 
 def _check_mask(operation: Any, node: Any) -> None:
-    """Raises where a layer gives a mask, which later layers would miss."""
-    if isinstance(operation, keras.Layer):
-        given = node.arguments.args[0] if node.arguments.args else None
-        try:
-            mask = operation.compute_mask(given, None)
-        except Exception:  # a layer that gives no mask may not bear to be asked
-            return
-        if any(part is not None for part in keras.tree.flatten(mask)):
-            raise _StaysWithKeras(f"layer '{operation.name}' gives a mask to those that follow")
+    """Raises where a layer, or one inside it, may give a mask, which later layers would miss."""
+    if not isinstance(operation, keras.Layer):
+        return
+    given = (*node.arguments.args, *node.arguments.kwargs.values())[0]
+    try:
+        mask = operation.compute_mask(given, None)
+    except Exception:  # a layer that gives no mask may not bear to be asked
+        mask = None
+    inside = [layer for layer in all_layers(operation) if layer is not operation]
+    if any(part is not None for part in keras.tree.flatten(mask)) or any(map(_makes_mask, inside)):
+        raise _StaysWithKeras(f"layer '{operation.name}' gives a mask to those that follow")
+
+
+def _makes_mask(layer: Any) -> bool:
+    """Whether a layer, which cannot be asked without its inputs, may give a mask."""
+    is_own = not is_of_keras(layer) and type(layer).compute_mask is not keras.Layer.compute_mask
+    return is_own or isinstance(layer, kl.Masking) or getattr(layer, "mask_zero", False)
 
 
 def _call(node: Any, inputs: tuple[int, ...], outputs: tuple[int, ...]) -> Step:

@@ -236,7 +236,7 @@ class SparseModel:
                 f"Save the model anew. ({type(error).__name__}: {error})"
             ) from error
         model = cls.__new__(cls)
-        model._head, model._network = None, _Network.of_plan(plan, header, n_threads)
+        model._head, model._network = None, _Network.of_parts(plan, header, n_threads)
         return model
 
 
@@ -271,17 +271,20 @@ class _Network:
         self._runner = FasterOf(self._blocks(), self._by_keras)
 
     @classmethod
-    def of_plan(cls, plan: Plan, header: dict[str, Any], n_threads: int | None) -> "_Network":
+    def of_parts(
+        cls, content: Plan | list[DenseStep], header: dict[str, Any], n_threads: int | None
+    ) -> "_Network":
         """Returns a network that was read from a file; there is no Keras model to run."""
         network = cls.__new__(cls)
         network.n_threads = check_threads(n_threads)
         network._keras = network._function = None
-        network._plan, network.why = plan, ""
+        network._plan, network.why = None, ""
         network._takes, network._gives = header["takes"], header["gives"]
         network._inputs = [tuple(entry) for entry in header["inputs"]]
-        steps = dense_chain_of(plan)
+        steps = dense_chain_of(content) if isinstance(content, Plan) else content
         network.chain = None if steps is None else _chain(steps, n_threads)
-        if network.chain is None:
+        if network.chain is None and isinstance(content, Plan):
+            network._plan = content
             if compiled_loops() is None:
                 raise ImportError(
                     "A saved network that is more than a chain of Dense layers runs with numba: "
@@ -297,6 +300,14 @@ class _Network:
             self._plan = plan_of_dense_chain(self.chain.steps)
         return self._plan
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """What makes it anew, in a copy or another process: plans hold locks and functions."""
+        if self._keras is not None:
+            return _Network, (self._keras, self.n_threads)
+        header = {"takes": self._takes, "gives": self._gives, "inputs": self._inputs}
+        content = self.chain.steps if self.chain else self._plan
+        return _Network.of_parts, (content, header, self.n_threads)
+
     def predict(self, x: Any) -> Any:
         """Returns the outputs in the structure in which the model gives them."""
         if self.chain:
@@ -304,11 +315,10 @@ class _Network:
         if self._plan is None and self._function is None:
             return self._whole(x)
         inputs = self._arrays(x)
-        if len(inputs[0]):
-            outputs = self._runner.forward(inputs)
-        else:  # the shapes of the outputs, from one example of zeros
-            one = [np.zeros((1, *array.shape[1:]), array.dtype) for array in inputs]
-            outputs = [output[:0] for output in self._runner.forward(one)]
+        count = len(inputs[0])
+        outputs = self._runner.forward(inputs if count else _one_example(inputs))
+        if not count:  # what was computed tells the shapes
+            outputs = [output[:0] for output in outputs]
         return keras.tree.map_structure(lambda place: outputs[place], self._gives)
 
     def rows(self, x: Any) -> list[tuple[Any, ...]]:
@@ -316,6 +326,8 @@ class _Network:
         if self.chain:
             return self.chain.rows(self._flat(x)[:_KERAS_ROWS])
         inputs = None if self._function is None and self._plan is None else self._arrays(x)
+        if inputs is not None and not len(inputs[0]):
+            inputs = _one_example(inputs)
         if inputs is None or self._runner.blocks is None or not self._runner.runs_blocks(inputs):
             model: Any = self._keras
             layers = [layer for layer in model.layers if not isinstance(layer, kl.InputLayer)]
@@ -481,6 +493,11 @@ class _Network:
         return [flat[number] for number in sorted(flat)]
 
 
+def _one_example(inputs: list[npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
+    """One of zeros, where there are none: backends fail on arrays without examples."""
+    return [np.zeros((1, *array.shape[1:]), array.dtype) for array in inputs]
+
+
 def _places(structure: Any, tensors: list[Any]) -> Any:
     """The structure with each tensor's place in the list instead of it."""
     place = {id(tensor): i for i, tensor in enumerate(tensors)}
@@ -488,8 +505,11 @@ def _places(structure: Any, tensors: list[Any]) -> Any:
 
 
 def _cast(array: npt.NDArray[Any], dtype: str) -> npt.NDArray[Any]:
-    """The array in a type of Keras; bfloat16, which NumPy does not know, is left to Keras."""
-    return array if dtype == "bfloat16" else array.astype(dtype, copy=False)
+    """The array in a type of Keras; bfloat16, which NumPy does not know, is cast by Keras."""
+    if dtype != "bfloat16":
+        return array.astype(dtype, copy=False)
+    tensor = keras.ops.convert_to_tensor(array.astype("float32"), dtype=dtype)
+    return np.asarray(keras.ops.convert_to_numpy(tensor))
 
 
 def _zeros(layer: keras.Layer) -> float:

@@ -1,8 +1,10 @@
 """SparseModel of networks that are more than a chain of Dense layers; Keras is the oracle."""
 
+import copy
 import importlib.util
 import json
 import os
+import pickle
 import warnings
 
 import keras
@@ -109,6 +111,7 @@ def chain(shape, *layers):
         {"use_bias": False, "activation": None},
         {"activation": "tanh"},
         {"activation": "gelu"},
+        {"activation": "leaky_relu"},
         {"activation": "softmax"},
     ],
 )
@@ -264,6 +267,13 @@ def test_squeeze_and_excitation():
 
 
 @needs_numba
+def test_means_of_large_images_are_not_rounded_away():
+    model = chain((300, 300, 1), kl.GlobalAveragePooling2D())
+    outputs, _ = in_blocks(model, np.full((2, 300, 300, 1), 0.7, "float32"))
+    np.testing.assert_allclose(outputs[0], 0.7, rtol=5e-6)
+
+
+@needs_numba
 def test_nested_and_shared_models():
     inner_x = keras.Input((6, 6, 4))
     inner = keras.Model(inner_x, [kl.Conv2D(4, 3, padding="same")(inner_x), kl.ReLU()(inner_x)])
@@ -272,6 +282,15 @@ def test_nested_and_shared_models():
     a, b = inner(x)
     c, d = inner(kl.Add()([other, b]))
     check(keras.Model([x, other], [block(kl.Add()([a, c])), kl.Flatten()(block(d))]))
+
+
+@needs_numba
+def test_a_nested_model_finds_its_inputs_by_their_names():
+    a, b = keras.Input((5,), name="a"), keras.Input((5,), name="b")
+    inner = keras.Model([b, a], kl.Subtract()([kl.Dense(3)(a), kl.Dense(3)(b)]))
+    p, q = keras.Input((5,)), keras.Input((5,))
+    check(keras.Model([p, q], inner({"a": p, "b": q})), called=1)
+    check(keras.Model([p, q], inner([q, p])))
 
 
 @needs_numba
@@ -310,6 +329,23 @@ def test_images_of_integers():
     images = np.random.default_rng(1).integers(0, 256, (20, 6, 6, 3), np.uint8)
     outputs, _ = in_blocks(model, images)
     assert_equal_outputs(outputs, by_keras(model, images))
+
+
+@needs_numba
+def test_integers_are_summed_as_in_keras():
+    x = keras.Input((6,), dtype="uint8")
+    model = keras.Model(x, [kl.Add()([x, x]), kl.Dense(4)(kl.Rescaling(0.5)(x))])
+    numbers = np.random.default_rng(1).integers(0, 256, (20, 6), np.uint8)
+    outputs, _ = in_blocks(model, numbers)
+    assert_equal_outputs(outputs, by_keras(model, numbers))
+
+
+@needs_numba
+def test_an_input_of_bfloat16_is_rounded_as_in_keras(always):
+    x = keras.Input((6, 5), dtype="bfloat16")
+    model = shaken(keras.Model(x, kl.Dense(4)(x)), np.random.default_rng(0), 0.5)
+    x = np.random.default_rng(1).standard_normal((20, 6, 5)).astype("float32")
+    assert_equal_outputs([SparseModel(model).predict(x)], [model.predict_on_batch(x)])
 
 
 @needs_numba
@@ -388,13 +424,14 @@ def test_without_numba_keras_computes_all(images, monkeypatch):
     assert set(sparse.report(images)["runs"]) == {"Keras"}
 
 
+@keras.saving.register_keras_serializable()
+class Centred(kl.Layer):
+    def call(self, x):
+        return x - keras.ops.mean(x, axis=0, keepdims=True)
+
+
 @needs_numba
 def test_what_mixes_examples_is_left_to_keras_with_a_warning(images):
-    @keras.saving.register_keras_serializable()
-    class Centred(kl.Layer):
-        def call(self, x):
-            return x - keras.ops.mean(x, axis=0, keepdims=True)
-
     model = shaken(chain((12, 12, 3), kl.Conv2D(8, 3), Centred()), np.random.default_rng(0), 0.9)
     sparse = SparseModel(model)
     with pytest.warns(UserWarning, match="gives other outputs than in Keras"):
@@ -409,6 +446,75 @@ def test_masks_are_left_to_keras():
     model = shaken(keras.Model(x, y), np.random.default_rng(0), 0.9)
     assert "gives a mask" in plan_blocks(model)[1]
     words = np.random.default_rng(0).integers(0, 3, (20, 7))
+    assert_equal_outputs([SparseModel(model).predict(words)], by_keras(model, words))
+
+
+@pytest.fixture
+def blocks_are_faster(monkeypatch):
+    """Blocks compute every model whose outputs they were seen to give."""
+    measure = FasterOf._measure
+    both = lambda self, inputs: measure(self, inputs) or self.blocks is not None  # noqa: E731
+    monkeypatch.setattr(FasterOf, "_measure", both)
+
+
+@needs_numba
+@pytest.mark.filterwarnings("ignore:Computed in blocks")
+@pytest.mark.parametrize("n_threads", [1, 2, 3])
+def test_what_mixes_examples_is_found_once_there_are_two_blocks(blocks_are_faster, n_threads):
+    model = shaken(chain((5, 6), kl.Dense(8), Centred()), np.random.default_rng(0), 0.9)
+    sparse = SparseModel(model, n_threads=n_threads)
+    x = np.random.default_rng(0).standard_normal((40, 5, 6)).astype("float32")
+    for count in (8, 9, 16, 17, 32, 33, 40):
+        assert_equal_outputs([sparse.predict(x[:count])], by_keras(model, x[:count]))
+
+
+@needs_numba
+def test_a_missing_number_in_the_first_call_hides_no_mixing(blocks_are_faster):
+    model = shaken(chain((5, 6), kl.Dense(8), Centred()), np.random.default_rng(0), 0.9)
+    sparse = SparseModel(model)
+    x = np.random.default_rng(0).standard_normal((40, 5, 6)).astype("float32")
+    missing = x.copy()
+    missing[0, 0, 0] = np.nan
+    with pytest.warns(UserWarning, match="gives other outputs than in Keras"):
+        sparse.predict(missing)
+    assert_equal_outputs([sparse.predict(x)], by_keras(model, x))
+
+
+@needs_numba
+def test_what_makes_more_examples_of_them_is_left_to_keras_with_a_warning():
+    x = keras.Input((9, 4))
+    y = kl.Dense(3)(keras.ops.reshape(x, (-1, 4)))
+    model = keras.Model(x, keras.ops.reshape(y, (-1, 9, 3)))
+    sparse = SparseModel(shaken(model, np.random.default_rng(0), 0.9))
+    x = np.random.default_rng(0).standard_normal((20, 9, 4)).astype("float32")
+    with pytest.warns(UserWarning, match="gives other outputs than in Keras, or none"):
+        outputs = sparse.predict(x)
+    assert_equal_outputs([outputs], by_keras(model, x))
+
+
+@keras.saving.register_keras_serializable()
+class Words(kl.Layer):
+    """Holds an Embedding that gives a mask."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.embedding = kl.Embedding(9, 4, mask_zero=True)
+
+    def build(self, shape):
+        self.embedding.build(shape)
+
+    def call(self, x):
+        return self.embedding(x)
+
+
+@pytest.mark.parametrize("kind", ["nested", "own"])
+def test_masks_from_inside_of_layers_are_left_to_keras(always, kind):
+    nested = keras.Sequential([keras.Input((None,), dtype="int32"), Words().embedding])
+    x = keras.Input((7,), dtype="int32")
+    y = (nested if kind == "nested" else Words())(x)
+    model = keras.Model(x, kl.GlobalAveragePooling1D()(kl.Dense(4)(y)))
+    shaken(model, np.random.default_rng(0), 0.5)
+    words = np.random.default_rng(0).integers(0, 3, (20, 7)).astype("int32")
     assert_equal_outputs([SparseModel(model).predict(words)], by_keras(model, words))
 
 
@@ -571,6 +677,13 @@ def test_a_report_tells_how_each_step_runs(always, images):
     assert report["time"].sum() == pytest.approx(1)
 
 
+@needs_numba
+def test_a_report_without_examples(blocks_are_faster, images):
+    sparse = SparseModel(small_network())
+    steps = list(sparse.report(images)["layer"])
+    assert list(sparse.report(images[:0])["layer"]) == steps
+
+
 def test_a_report_of_a_chain_of_dense_layers():
     model = shaken(chain((70,), kl.Dense(50, activation="relu"), kl.Dense(3)),
                    np.random.default_rng(0), 0.9)  # fmt: skip
@@ -638,6 +751,19 @@ def test_random_models_from_files(tmp_path, seed, monkeypatch):
 
 
 @needs_numba
+@pytest.mark.parametrize("is_loaded", [False, True])
+def test_a_copy_and_a_pickled_model_give_the_same_outputs(tmp_path, images, is_loaded, always):
+    sparse = SparseModel(small_network())
+    expected = sparse.predict(images)
+    if is_loaded:
+        sparse.save(tmp_path / "network.npz")
+        sparse = SparseModel.load(tmp_path / "network.npz")
+    for again in (copy.deepcopy(sparse), pickle.loads(pickle.dumps(sparse))):
+        assert again.n_threads == sparse.n_threads
+        np.testing.assert_allclose(again.predict(images), expected, rtol=1e-5, atol=1e-6)
+
+
+@needs_numba
 def test_a_file_is_small_and_holds_no_code(tmp_path):
     model = small_network(0.95)
     SparseModel(model).save(tmp_path / "network.npz")
@@ -662,7 +788,13 @@ def test_a_file_cut_anywhere_is_refused_by_name(tmp_path):
 @needs_numba
 @pytest.mark.parametrize(
     ("step", "field", "value"),
-    [(0, "shape", [16, 3, 2, 2]), (0, "pads", [-1, 1]), (1, "added", 0), (3, "window", [9, 9])],
+    [
+        (0, "shape", [16, 3, 2, 2]),
+        (0, "shape", [16, 3, -3, -3]),
+        (0, "pads", [-1, 1]),
+        (1, "added", 0),
+        (3, "window", [9, 9]),
+    ],
 )
 def test_a_file_whose_numbers_do_not_fit_is_refused(tmp_path, step, field, value):
     path = tmp_path / "network.npz"
