@@ -351,7 +351,8 @@ class Linear(Step):
             and (x[2], y[2], added) == (self.shape[1], units, y)
             and self.bias.shape == (units,)
             and self.bias.dtype == np.float32
-            and min(*self.shape, *self.strides, *self.dilation) > 0 <= min(self.pads)
+            and min(*self.shape[2:], *self.strides, *self.dilation) > 0
+            and min(*self.shape, *self.pads) >= 0
         )
 
     def multiply_adds(self, tensors: list[Tensor | None]) -> tuple[int, int]:

@@ -32,6 +32,7 @@ from keras_pruning.models import (
 __all__ = ["Plan", "dense_chain_of", "make_plan", "plan_blocks", "plan_of_dense_chain"]
 
 _LEAST_SPARSITY = 0.25  # below, a product that skips zeros takes longer than a dense one
+_LARGEST = 2**23  # floats of an example's tensor: half a GiB for the smallest block
 _PASSED_ON = (
     kl.ActivityRegularization, kl.AlphaDropout, kl.Dropout, kl.GaussianDropout, kl.GaussianNoise,
     kl.Identity, kl.SpatialDropout1D, kl.SpatialDropout2D,
@@ -46,7 +47,7 @@ class Plan:
 
     Args:
         tensors: By number; `None` where a tensor has no place in a block: it has more than
-            three axes, sizes that are not known, or other numbers than float32.
+            three axes, sizes that are not known or very large, or other numbers than float32.
         steps: In order.
         inputs: Numbers of the tensors that the network takes.
         outputs: Numbers of those that it gives.
@@ -148,7 +149,8 @@ class _Planner:
             known = None not in symbol.shape[1:] and 2 <= len(symbol.shape) <= 4
             is_float = symbol.dtype in ("float32", "float16", "bfloat16")
             is_number = is_float or (is_input and symbol.dtype != "string")
-            fits = known and is_number and math.prod(symbol.shape[1:]) > 0
+            size = math.prod(symbol.shape[1:]) if known else 0
+            fits = is_number and 0 < size <= _LARGEST
             self._numbers[id(symbol)] = self.new(tuple(symbol.shape[1:]) if fits else None)
             self._symbols.append(symbol)
         return self._numbers[id(symbol)]

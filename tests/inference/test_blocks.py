@@ -555,6 +555,15 @@ def test_a_fixed_number_of_examples_is_left_to_keras():
     assert_equal_outputs([SparseModel(model).predict(images)], by_keras(model, images))
 
 
+def test_very_large_images_are_called_in_keras():
+    model = keras.Sequential(
+        [keras.Input((2049, 4096, 1)), kl.MaxPooling2D(32), kl.Conv2D(4, 3), kl.Flatten()]
+    )
+    model = kp.prune_weights(model, 0.8, layers=[model.layers[1].name])
+    plan, _ = plan_blocks(model)
+    assert [type(step) is Call for step in plan.steps] == [True, False, False]
+
+
 def test_images_of_any_size():
     x = keras.Input((None, None, 3))
     y = kl.GlobalAveragePooling2D()(kl.Conv2D(4, 3, activation="relu")(x))
