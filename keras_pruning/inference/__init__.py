@@ -1,6 +1,8 @@
-"""Zeros skipped: a pruned chain of Dense layers that runs without Keras and with fewer products.
+"""Zeros skipped: pruned networks that run with fewer products, dense chains without Keras.
 
-`sparse_chain` plans each layer by measured costs; `_sparse_kernels` holds the compiled loops.
+`sparse_chain` plans the layers of a dense chain by measured costs; `planner` turns other models
+into the steps of `block_layers`, which `block_network` runs on blocks of examples;
+`_sparse_kernels` holds the compiled loops of both.
 """
 
 from keras_pruning.inference.dense_chain import read_dense_chain

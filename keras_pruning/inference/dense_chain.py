@@ -16,14 +16,21 @@ from keras import layers as kl
 
 from keras_pruning.models import linear_chain
 
-__all__ = ["DenseStep", "compact", "read_dense_chain"]
+__all__ = [
+    "ELEMENTWISE",
+    "Affine",
+    "DenseStep",
+    "compact",
+    "read_batch_norm",
+    "read_dense_chain",
+]
 
 FloatArray = npt.NDArray[np.float32]
 Affine = tuple[Any, Any]  # x * scale + offset: numbers, or arrays (units,)
 
 _IDENTITY: Affine = (1.0, 0.0)
 
-_ELEMENTWISE = {
+ELEMENTWISE = {
     getattr(activations, name)
     for name in (
         "elu", "exponential", "gelu", "hard_sigmoid", "leaky_relu", "linear", "mish", "relu",
@@ -39,6 +46,7 @@ class DenseStep:
     kernel: FloatArray
     bias: FloatArray
     activation: Callable[[Any], Any]
+    name: str = ""  # of the Keras layer
 
 
 def read_dense_chain(
@@ -57,13 +65,16 @@ def read_dense_chain(
         weights: Arrays to take instead of `model.get_weights()`, in the same order.
     """
     layers = linear_chain(model)
-    if layers is None or model.losses:  # regularisation is part of the loss Keras reports
+    has_loss = bool(model.losses)  # regularisation is part of the loss Keras reports
+    if layers is None or has_loss or model.inputs[0].dtype in ("float16", "bfloat16"):
         return None
     given = dict(zip(map(id, model.weights), weights or (), strict=False))
     waiting = _IDENTITY  # what the next Dense layer has to take in
     steps: list[DenseStep] = []
     for layer in layers:
-        if isinstance(layer, (kl.InputLayer, kl.Dropout)):
+        if layer.dtype_policy.name != "float32":
+            return None
+        if type(layer) in (kl.InputLayer, kl.Dropout):
             continue
         activation = _activation(layer)
         is_linear = bool(steps) and steps[-1].activation is activations.linear
@@ -73,18 +84,18 @@ def read_dense_chain(
         elif activation and is_linear:
             steps[-1] = replace(steps[-1], activation=activation)
         elif type(layer) is kl.BatchNormalization and _is_plain(layer):
-            norm = _read_batch_norm(layer, given)
+            norm = read_batch_norm(layer, given)
             if is_linear:
                 steps[-1] = _before_affine(steps[-1], norm)
             else:
                 waiting = _then(waiting, norm)
-        elif not steps and type(layer) is kl.Rescaling and np.ndim(layer.scale) == 0:
+        elif not steps and type(layer) is kl.Rescaling and _is_of_numbers(layer):
             waiting = _then(waiting, (layer.scale, layer.offset))
         elif steps or type(layer) is not kl.Flatten or layer.data_format == "channels_first":
             return None
     if not steps or waiting is not _IDENTITY:
         return None
-    if any(step.activation not in _ELEMENTWISE for step in steps[:-1]):
+    if any(step.activation not in ELEMENTWISE for step in steps[:-1]):
         return None
     return steps
 
@@ -126,10 +137,10 @@ def _read_dense(layer: kl.Dense, given: Mapping[int, npt.NDArray[Any]]) -> Dense
     bias = np.zeros(kernel.shape[1], np.float32)
     if layer.use_bias:
         bias += _values(layer.bias, given)
-    return DenseStep(kernel, bias, layer.activation)
+    return DenseStep(kernel, bias, layer.activation, layer.name)
 
 
-def _read_batch_norm(layer: kl.BatchNormalization, given: Mapping[int, npt.NDArray[Any]]) -> Affine:
+def read_batch_norm(layer: kl.BatchNormalization, given: Mapping[int, npt.NDArray[Any]]) -> Affine:
     """Returns what the layer multiplies by and what it adds, each `(units,)`."""
     mean, variance = _values(layer.moving_mean, given), _values(layer.moving_variance, given)
     scale = 1 / np.sqrt(variance + np.float32(layer.epsilon))
@@ -168,6 +179,10 @@ def _values(variable: keras.Variable, given: Mapping[int, npt.NDArray[Any]]) -> 
 def _is_plain(layer: keras.Layer) -> bool:
     """Whether the layer computes in float32, unquantised, on inputs of rank 2."""
     return layer.dtype_policy.name == "float32" and len(layer.input.shape) == 2
+
+
+def _is_of_numbers(layer: kl.Rescaling) -> bool:
+    return np.ndim(layer.scale) == np.ndim(layer.offset) == 0
 
 
 def _activation(layer: keras.Layer) -> Callable[[Any], Any] | None:

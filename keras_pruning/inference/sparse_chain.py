@@ -12,6 +12,7 @@ cheapest of three ways, by costs that are measured on the machine:
 
 import functools
 import importlib
+import operator
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -24,11 +25,12 @@ import numpy as np
 import numpy.typing as npt
 from keras import activations
 
+from keras_pruning.inference.block_layers import aligned
 from keras_pruning.inference.dense_chain import DenseStep, compact
 from keras_pruning.inference.threads import check_threads, in_threads, one_blas_thread
 from keras_pruning.pruning import count_nonzero
 
-__all__ = ["SparseChain", "sparse_forward"]
+__all__ = ["SparseChain", "compiled_loops", "sparse_forward"]
 
 FloatArray = npt.NDArray[np.float32]
 Way = Literal["dense", "weights", "inputs"]
@@ -38,7 +40,6 @@ SingleProduct = Callable[[FloatArray], FloatArray]  # (inputs,) -> (units,), wit
 _WIDE, _NARROW = 64, 16  # examples, or units, a block; multiples of the kernels' LANES
 _CHUNK = 128  # inputs whose activations, 256 bytes each, fill a first-level cache of 32 KiB
 _WEIGHTS_A_CHUNK = 24  # of a unit; with fewer, loading and storing its sums costs too much
-_MAX_CHUNK = 2**16  # what a uint16 index counts
 _ROWS = 256  # examples of a task: enough for BLAS, few enough for the caches
 _LEAST_SPARSITY = 0.25  # weights are not skipped where every layer has fewer zeros
 _LITTLE_WORK = 1e9  # multiply-adds, 10 ms: as long as it takes to load the compiled loops
@@ -114,6 +115,27 @@ class SparseChain:
             n_threads = max(1, min(self.n_threads, -(-len(x) // rows)))
             in_threads(work, n_threads, on_own_cores=is_compiled)
         return _activate(self.steps[-1], outputs, is_rectified=True)
+
+    def rows(self, x: npt.NDArray[Any]) -> list[tuple[Any, ...]]:
+        """Returns of each step its name, kind, way, share of zeros and share of the time."""
+        x = np.require(x, np.float32, ["C", "W"])
+        ways = self._choose(x, max(len(x), 1))
+        seconds = []
+        with one_blas_thread():
+            for i, way in enumerate(ways):
+                product = self._product(way, i, i + 1)
+                seconds.append(_shortest_seconds([functools.partial(product, x)])[0])
+                x = product(x)
+        total = sum(seconds) or 1.0
+        runs = ["dense" if way == "dense" else "sparse" for way in ways]
+        zeros = [
+            1 - count / max(step.kernel.size, 1)
+            for step, count in zip(self.steps, self._counts, strict=True)
+        ]
+        return [
+            (step.name, "Dense", run, share, taken / total)
+            for step, run, share, taken in zip(self.steps, runs, zeros, seconds, strict=True)
+        ]
 
     def _forward_single(self, x: FloatArray) -> FloatArray:
         if not self._single_products:
@@ -212,7 +234,7 @@ def _costs(rows: int) -> _Costs:
         product("weights", 1, density),
         product("weights", 1, 0),  # changes the layout alone
     ]
-    if _kernels() is not None:
+    if compiled_loops() is not None:
         ways += [product("inputs", density, 1), product("inputs", 0, 1)]
     dense, weights, empty, *by_inputs = _shortest_seconds(ways)
     inputs, blank = by_inputs or (np.inf, np.inf)
@@ -275,18 +297,19 @@ def _dense_product(steps: list[DenseStep]) -> Product:
 
 def _weights_product(steps: list[DenseStep]) -> Product:
     """Returns a function that skips weights of zero, of several steps in one go."""
-    kernels = _kernels()
+    kernels = compiled_loops()
     if kernels is None:
         return _csr_product(steps)
-    packed = _pack(kernels, steps)
+    packed = functools.lru_cache(functools.partial(_pack, kernels, steps))
     widest = max(max(step.kernel.shape) for step in steps)
     units = len(steps[-1].bias)
 
     def forward(x: FloatArray) -> FloatArray:
         y = np.empty((len(x), units), np.float32)
         width = _NARROW if len(x) <= _NARROW else _WIDE
-        front, back = _aligned(widest * width), _aligned(widest * width)
-        kernels.forward_blocks(x, y, *packed, front, back, (0,) * (width // kernels.LANES))
+        front, back = aligned(widest * width), aligned(widest * width)
+        like = (0,) * (width // kernels.LANES)
+        kernels.forward_chain(x, y, *packed(width), front, back, like)
         return y
 
     return forward
@@ -295,7 +318,7 @@ def _weights_product(steps: list[DenseStep]) -> Product:
 def _inputs_product(steps: list[DenseStep]) -> Product:
     """Returns a function that skips inputs of zero; of one step."""
     (step,) = steps
-    kernels = _kernels()
+    kernels = compiled_loops()
     if kernels is None:
         raise RuntimeError("Inputs of zero are skipped by numba alone: install it.")
     units = len(step.bias)
@@ -304,7 +327,7 @@ def _inputs_product(steps: list[DenseStep]) -> Product:
     is_relu = step.activation is activations.relu
 
     def forward(x: FloatArray) -> FloatArray:
-        y = _aligned(len(x) * len(bias))
+        y = aligned(len(x) * len(bias))
         kernels.multiply_inputs(x, _CHUNK, packed, bias, y, is_relu, like)
         return np.ascontiguousarray(y.reshape(len(x), -1)[:, :units])
 
@@ -322,7 +345,7 @@ def _in_blocks(kernel: FloatArray) -> FloatArray:
     """Returns `(inputs, units)` as aligned `(blocks, inputs, units a block)`, filled with zeros."""
     inputs, units = kernel.shape
     blocks = -(-units // _WIDE)
-    packed = _aligned(blocks * inputs * _WIDE)
+    packed = aligned(blocks * inputs * _WIDE)
     for block, part in enumerate(packed.reshape(blocks, inputs, _WIDE)):
         columns = kernel[:, block * _WIDE : (block + 1) * _WIDE]
         part[:, : columns.shape[1]] = columns
@@ -330,29 +353,35 @@ def _in_blocks(kernel: FloatArray) -> FloatArray:
     return packed
 
 
-def _pack(kernels: ModuleType, steps: list[DenseStep]) -> tuple[npt.NDArray[Any], ...]:
-    """Returns layers, starts, indices, values and bias as `forward_blocks` takes them."""
+def _pack(kernels: ModuleType, steps: list[DenseStep], width: int) -> tuple[Any, ...]:
+    """Returns layers, starts, offsets, values, bias and limits as `forward_chain` takes them."""
     counts = [count_nonzero(step.kernel) for step in steps]
-    layers = np.array(
-        [
-            (*step.kernel.shape, _chunk(step, count), step.activation is activations.relu)
-            for step, count in zip(steps, counts, strict=True)
-        ],
-        np.int64,
-    )
-    segments = [max(-(-inputs // chunk), 1) * units for inputs, units, chunk, _ in layers]
-    starts = np.zeros(sum(segments) + 1, np.int64)
-    indices, values = np.empty(sum(counts) + 1, np.uint16), np.empty(sum(counts) + 1, np.float32)
-    for i, step in enumerate(steps):
-        first = sum(segments[:i])
-        kernels.squeeze(step.kernel.T, layers[i, 2], first, starts, indices, values)
-    return layers, starts, indices, values, np.concatenate([step.bias for step in steps])
+    chunks = [_chunk(step, count) for step, count in zip(steps, counts, strict=True)]
+    numbers = [
+        max(-(-len(step.kernel) // chunk), 1) for step, chunk in zip(steps, chunks, strict=True)
+    ]
+    units = [len(step.bias) for step in steps]
+    starts = np.zeros(sum(map(operator.mul, numbers, units)) + 1, np.int64)
+    columns, values = np.empty(sum(counts) + 1, np.uint32), np.empty(sum(counts), np.float32)
+    segment = 0
+    for step, chunk, number in zip(steps, chunks, numbers, strict=True):
+        kernels.squeeze(step.kernel.T, chunk, segment, starts, columns, values)
+        segment += number * len(step.bias)
+    # Of one pixel, (1, 1, units, units, chunks, ...), and the features `width` floats apart.
+    layers = [
+        (1, 1, n, max(n, 1), number, 0, 0, 0, 0, width, -1, 0, 0)
+        for n, number in zip(units, numbers, strict=True)
+    ]
+    limits = [(0 if step.activation is activations.relu else 1, np.inf) for step in steps]
+    bias = np.concatenate([step.bias for step in steps])
+    offsets = columns[:-1] * np.uint32(width)
+    return np.array(layers), starts, offsets, values, bias, np.array(limits, np.float32)
 
 
 def _chunk(step: DenseStep, count: int) -> int:
     """Inputs a chunk: few enough for the cache, enough to be worth the walk over the units."""
     per_input = max(count, 1) / step.kernel.size if step.kernel.size else 1.0
-    return min(max(_CHUNK, round(_WEIGHTS_A_CHUNK / per_input)), _MAX_CHUNK)
+    return max(_CHUNK, round(_WEIGHTS_A_CHUNK / per_input))
 
 
 def _csr_product(steps: list[DenseStep]) -> Product:
@@ -376,7 +405,7 @@ def _csr_product(steps: list[DenseStep]) -> Product:
 def _ways(step: DenseStep) -> list[SingleProduct]:
     """Returns ways to multiply one example `(inputs,)` by the kernel and add the bias."""
     kernel, bias = step.kernel, step.bias
-    kernels = _kernels()
+    kernels = compiled_loops()
 
     def blas(x: FloatArray) -> FloatArray:
         y = x @ kernel
@@ -465,15 +494,8 @@ def _contiguous(step: DenseStep) -> DenseStep:
     return replace(step, kernel=kernel, bias=np.require(step.bias, np.float32, ["C", "W"]))
 
 
-def _aligned(size: int) -> FloatArray:
-    """Returns an array of floats that starts at a cache line; NumPy's start anywhere."""
-    room = np.empty(4 * size + 64, np.uint8)
-    start = -room.__array_interface__["data"][0] % 64
-    return room[start : start + 4 * size].view(np.float32)
-
-
 @functools.lru_cache
-def _kernels() -> ModuleType | None:
+def compiled_loops() -> ModuleType | None:
     """The compiled loops, or `None` without numba."""
     try:
         return importlib.import_module("keras_pruning.inference._sparse_kernels")

@@ -14,7 +14,6 @@ from typing import Any
 
 import keras
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
 from keras_pruning.inference import SparseModel, count_cores
@@ -57,7 +56,7 @@ class Measurement:
         loss: The loss that the model was compiled with, or `None`.
         metrics: All that `evaluate` returned, the loss too; empty without targets.
         parameters: Numbers in the model's weights, moving statistics too. Of a SparseModel:
-            in the kernels and biases of the Dense layers it computes.
+            in the kernels and biases of the layers it computes.
         nonzero: Those that are not zero; `None` if they are packed several to a byte.
         multiply_adds: Products of a weight with an input for one example, or `None` where
             `count_multiply_adds` cannot tell.
@@ -234,22 +233,25 @@ def _made_ready(name: str, model: AnyModel, x: Any, y: Any) -> tuple[Predict, Me
         for v in copy.weights
     ]
     metrics = {} if y is None or not copy.compiled else _evaluate(copy, x, y)
-    found = _untimed(metrics, weights, operations, file, _backend_threads())
+    sizes = sum(array.size for array in weights), sum(map(count_nonzero, weights))
+    found = _untimed(metrics, sizes, operations, file, _backend_threads())
     return copy.predict_on_batch, replace(found, nonzero=None) if packs_weights(copy) else found
 
 
 def _of_sparse_model(model: SparseModel, x: Any, y: Any) -> Measurement:
     model.predict(_batch(x, 1, 1))  # raises unless x suits it
-    kernels = [step.kernel for step in model.steps]
-    biases = [step.bias for step in model.steps if step.bias.any()]  # none where all are zero
     metrics = {} if y is None or not model.compiled else model.evaluate(x, y)
-    operations = MultiplyAdds(sum(k.size for k in kernels), sum(map(count_nonzero, kernels)))
-    return _untimed(metrics, kernels + biases, operations, _sparse_file(model), model.n_threads)
+    parameters, nonzero, products, products_nonzero = model.counts
+    operations = None
+    if products is not None and products_nonzero is not None:
+        operations = MultiplyAdds(products, products_nonzero)
+    sizes = parameters, nonzero
+    return _untimed(metrics, sizes, operations, _sparse_file(model), model.n_threads)
 
 
 def _untimed(
     metrics: Mapping[str, float],
-    weights: Sequence[npt.NDArray[Any]],
+    sizes: tuple[int, int],
     operations: MultiplyAdds | None,
     file: bytes | None,
     n_threads: int,
@@ -259,8 +261,8 @@ def _untimed(
         accuracy=_accuracy(metrics),
         loss=metrics.get("loss"),
         metrics=metrics,
-        parameters=sum(array.size for array in weights),
-        nonzero=sum(map(count_nonzero, weights)),
+        parameters=sizes[0],
+        nonzero=sizes[1],
         multiply_adds=multiply_adds,
         multiply_adds_nonzero=multiply_adds_nonzero,
         file_bytes=None if file is None else len(file),

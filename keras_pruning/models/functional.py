@@ -333,7 +333,7 @@ def nodes_in_order(function: Any) -> Iterator[Any]:
 
 def linear_chain(model: keras.Model) -> list[keras.Layer] | None:
     """Returns the layers one after the other, or `None` if the model is no plain chain."""
-    function = _functional(model)
+    function = functional_graph(model)
     if function is None or len(function.inputs) != 1 or len(function.outputs) != 1:
         return None
     nodes = list(nodes_in_order(function))

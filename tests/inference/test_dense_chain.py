@@ -168,3 +168,35 @@ def test_folding_by_hand():
     (step,) = read_dense_chain(model)
     np.testing.assert_array_equal(step.kernel, [[3.0, 0.0]])
     np.testing.assert_array_equal(step.bias, [(1 - 7) * 2 / 2 + 10, (2 - 1) * 5 / 5 + 20])
+
+
+@keras.saving.register_keras_serializable()
+class Thrice(kl.Dropout):
+    def call(self, x, training=None):
+        return 3 * x
+
+
+@keras.saving.register_keras_serializable()
+class Twice(keras.Sequential):
+    def call(self, x, training=None, mask=None):
+        return 2 * super().call(x)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        lambda x: keras.Sequential([x, kl.Dense(3), Thrice(0.5), kl.Dense(2)]),
+        lambda x: Twice([x, kl.Dense(3), kl.Dense(2)]),
+        lambda x: keras.Sequential([x, kl.Rescaling(2.0, offset=[1.0, 2, 3, 4]), kl.Dense(2)]),
+        lambda x: keras.Sequential([x, kl.Rescaling(1 / 3, dtype="float16"), kl.Dense(2)]),
+        lambda x: keras.Sequential([x, kl.Dense(3), kl.Dropout(0.5, dtype="float16")]),
+        lambda x: keras.Sequential([keras.Input((4,), dtype="float16"), kl.Dense(2)]),
+    ],
+)
+def test_what_only_looks_like_a_chain_gives_the_models_outputs(model):
+    keras.utils.set_random_seed(0)
+    model = model(keras.Input((4,)))
+    x = np.random.default_rng(0).standard_normal((20, 4)).astype("float32")
+    outputs, expected = kp.SparseModel(model).predict(x), model.predict_on_batch(x)
+    assert outputs.dtype == expected.dtype
+    np.testing.assert_allclose(outputs, expected, rtol=1e-5, atol=1e-6)
