@@ -22,7 +22,10 @@ from keras_pruning.inference.sparse_model import SparseModel
 needs_numba = pytest.mark.skipif(
     importlib.util.find_spec("numba") is None, reason="blocks need numba"
 )
-RANDOM_MODELS = int(os.environ.get("RANDOM_MODELS", "30"))
+# JAX compiles every operation of every model anew, which takes it seconds a model.
+RANDOM_MODELS = int(
+    os.environ.get("RANDOM_MODELS", "8" if keras.backend.backend() == "jax" else "30")
+)
 
 
 def in_blocks(model, x, n_threads=2):
