@@ -1,6 +1,6 @@
 """Accuracy back without labels: pruned, refitted, and pruned in steps; and what that takes.
 
-    python benchmarks/reconstruct.py [--networks 3] [--large]
+    python benchmarks/reconstruct.py [--networks 3] [--large | --quick]
 
 Trains dense networks of the tutorial on MNIST and Fashion-MNIST, and small residual, mobile and
 transformer networks, one a seed; prunes them and refits them on 2,000 training images without
@@ -204,9 +204,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--networks", type=int, default=3)
     parser.add_argument("--large", action="store_true")
+    parser.add_argument("--quick", action="store_true", help="the residual network alone")
     arguments = parser.parse_args()
     if arguments.large:
         return large()
+    if arguments.quick:
+        data = pu.load_dataset("fashion_mnist")
+        return measure(data, [trained(residual, data, 0)], {"weights": (0.8,), "units": (0.5,)})
     for name, plan in DENSE.items():
         data = pu.load_dataset(name)
         models = [dense(data, seed) for seed in range(arguments.networks)]
