@@ -1,6 +1,6 @@
 """What a pruned network takes on disk, and how fast it answers, in the formats people ship.
 
-    TFDS_DATA_DIR=... python benchmarks/export.py [--repeats 20] [--quick]
+    TFDS_DATA_DIR=... python benchmarks/export.py [--networks dense] [--sparsities 0 0.5 0.9]
 
 The tutorial's dense network and a small convolutional one, trained for one epoch on MNIST
 (on scikit-learn's digits where TFDS_DATA_DIR is not set), some of their weights zero, or half
@@ -8,8 +8,7 @@ of their units cut out ("50% of units"), and not trained again. A row a file: it
 as a share of the plain `.keras` file of that network and deflated; `limit` is what the numbers
 themselves need, the entropy of each kernel's mask and 4 bytes for each number that is not
 zero. `difference` is the largest of any output to Keras's, relative to the largest output.
-Milliseconds are medians of calls in turns within one run, on all cores. --quick takes the dense
-network without its zeros and with 90 %.
+Milliseconds are medians of calls in turns within one run, on all cores.
 
 Zeros save nothing in ONNX, OpenVINO, a `.keras` file as Keras writes it, or a dense or int8
 `.tflite`, unless something packs them. None of these is faster for them but SparseModel, and
@@ -207,7 +206,8 @@ def print_in_short(tables: dict[tuple[str, str], pd.DataFrame], sparsities: Sequ
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=20)
-    parser.add_argument("--quick", action="store_true", help="see above")
+    parser.add_argument("--networks", nargs="+", default=["dense", "convolutional"])
+    parser.add_argument("--sparsities", type=float, nargs="+", default=SPARSITIES)
     options = parser.parse_args()
     repeats = options.repeats
     data = pu.load_dataset("mnist" if os.environ.get("TFDS_DATA_DIR") else "digits")
@@ -221,13 +221,11 @@ def main() -> None:
         "dense": pu.build_dense_network(data.image_shape, seed=0),
         "convolutional": convolutional_network(data.image_shape),
     }
-    sparsities = SPARSITIES[::3] if options.quick else SPARSITIES
-    if options.quick:
-        del networks["convolutional"]
     tables = {}
-    for kind, network in networks.items():
+    for kind in options.networks:
+        network = networks[kind]
         pu.train(network, data, epochs=1, seed=0, verbose=False)
-        variants = {f"{s:.0%} zeros": kp.prune_weights(network, s) for s in sparsities}
+        variants = {f"{s:.0%} zeros": kp.prune_weights(network, s) for s in options.sparsities}
         variants[f"{UNIT_SPARSITY:.0%} of units"] = kp.shrink(
             kp.prune_units(network, UNIT_SPARSITY)
         )
@@ -240,7 +238,8 @@ def main() -> None:
     for column, form in shown.items():
         table[column] = table[column].map(form.format)
     print(table.to_string(index=False))
-    print_in_short(tables, sparsities)
+    if "dense" in options.networks:
+        print_in_short(tables, options.sparsities)
 
 
 if __name__ == "__main__":

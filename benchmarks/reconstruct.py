@@ -1,6 +1,6 @@
 """Accuracy back without labels: pruned, refitted, and pruned in steps; and what that takes.
 
-    python benchmarks/reconstruct.py [--networks 3] [--large | --quick]
+    python benchmarks/reconstruct.py [--networks 3] [--kinds dense mobile] [--large]
 
 Trains dense networks of the tutorial on MNIST and Fashion-MNIST, and small residual, mobile and
 transformer networks, one a seed; prunes them and refits them on 2,000 training images without
@@ -82,6 +82,9 @@ def transformer(inputs: keras.KerasTensor) -> keras.KerasTensor:
         y = layers.Dense(256, "gelu")(layers.LayerNormalization()(x))
         x = x + layers.Dense(64)(y)
     return layers.GlobalAveragePooling1D()(layers.LayerNormalization()(x))
+
+
+KINDS = {build.__name__: build for build in (residual, mobile, transformer)}
 
 
 def trained(build: Callable[..., keras.KerasTensor], data: pu.Dataset, seed: int) -> keras.Model:
@@ -204,21 +207,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--networks", type=int, default=3)
     parser.add_argument("--large", action="store_true")
-    parser.add_argument("--quick", action="store_true", help="the residual network alone")
+    parser.add_argument("--kinds", nargs="+", default=["dense", *KINDS], help="of networks")
     arguments = parser.parse_args()
     if arguments.large:
         return large()
-    if arguments.quick:
-        data = pu.load_dataset("fashion_mnist")
-        return measure(data, [trained(residual, data, 0)], {"weights": (0.8,), "units": (0.5,)})
-    for name, plan in DENSE.items():
+    for name, plan in DENSE.items() if "dense" in arguments.kinds else ():
         data = pu.load_dataset(name)
         models = [dense(data, seed) for seed in range(arguments.networks)]
         if name == "mnist":
             times(data, models[0])
             scores(data, models)
         measure(data, models, plan)
-    for build in (residual, mobile, transformer):
+    data = pu.load_dataset("fashion_mnist")
+    for build in (KINDS[name] for name in arguments.kinds if name != "dense"):
         models = [trained(build, data, seed) for seed in range(arguments.networks)]
         measure(dataclasses.replace(data, title=f"{data.title}, {build.__name__}"), models, OTHERS)
 

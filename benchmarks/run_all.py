@@ -32,7 +32,7 @@ import sys
 import time
 import venv
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 BENCHMARKS = Path(__file__).resolve().parent
@@ -79,7 +79,7 @@ class Benchmark:
     quick: str = ""
     environment: str = ""  # one of ENVIRONMENTS; else this Python
     note: str = ""
-    variables: dict[str, str] = field(default_factory=dict)
+    apart: bool = False  # runs only where it is named
 
 
 def peer(name: str) -> Benchmark:
@@ -96,11 +96,11 @@ RUN = [
         "--table",
         "--table",
         note="Not part of the run, which it would prolong by an hour: the table is made from the "
-        "CSV file in the repository.",
+        "CSV file in the repository, which `python benchmarks/five_seeds.py` writes.",
     ),
     Benchmark("sweep", "sweep.py", "--repeats 3", "--repeats 1"),
-    Benchmark("masks", "masks.py", "", "--repeats 1", "selections"),
-    Benchmark("sparse", "sparse.py", "--repeats 7", "--repeats 1 --batches 16", "mkl"),
+    Benchmark("masks", "masks.py", "--repeats 5", "--repeats 1", "selections"),
+    Benchmark("sparse", "sparse.py", "--repeats 5", "--repeats 1 --batches 16", "mkl"),
     Benchmark(
         "sparse_conv_layer",
         "sparse_conv.py",
@@ -110,26 +110,43 @@ RUN = [
     Benchmark(
         "sparse_conv_networks",
         "sparse_conv.py",
-        "networks --networks small:28 ResNet50:64 VGG16:64 MobileNetV2:96 --batches 16 "
-        "--sparsities 0.8 0.9 0.95 --repeats 5",
+        "networks --networks small:28 ResNet50:64 VGG16:64 --batches 16 --repeats 5",
         "networks --networks small:28 --batches 1 --sparsities 0.9 --repeats 1",
         "formats",
     ),
-    Benchmark("units", "units.py", "--repeats 9", "--repeats 1", "removal"),
-    Benchmark("export", "export.py", "--repeats 20", "--repeats 1 --quick", "formats"),
-    Benchmark("reconstruct", "reconstruct.py", "--networks 1", "--networks 1 --quick"),
+    Benchmark("units", "units.py", "--repeats 7", "--repeats 1", "removal"),
+    Benchmark(
+        "export",
+        "export.py",
+        "--networks dense --repeats 20",
+        "--networks dense --sparsities 0 0.9 --repeats 1",
+        "formats",
+    ),
+    Benchmark(
+        "reconstruct",
+        "reconstruct.py",
+        "--networks 1 --kinds dense",
+        "--networks 1 --kinds transformer",
+    ),
     Benchmark("finetune", "finetune.py", "--turns 9", "--turns 1", "selections"),
     Benchmark("lenet_300_100", "lenet_300_100.py", "--seeds 1", "--seeds 1 --epochs 1"),
     Benchmark("defaults", "defaults.py", "--seeds 1", "--seeds 1"),
     Benchmark("families", "families.py", "", "ViTBackbone MobileNet", "hub"),
     Benchmark("panel", "panel.py", "--repeats 3", "--repeats 1 --data digits"),
-    Benchmark("scaling", "scaling.py", "--trainings 4 --repeats 2", "--trainings 2 --repeats 1"),
     Benchmark("peers_task", "peers/make_task.py", "{folder}/task.npz", "{folder}/task.npz --quick"),
     *map(
         peer,
         ("keras_pruning", "tfmot", "torch_prune", "torch_pruning", "pquant", "keras_surgeon"),
     ),
     Benchmark("peers", "peers/table.py", "{folder}", "{folder}"),
+    Benchmark(
+        "scaling",
+        "scaling.py",
+        "--repeats 3",
+        "--trainings 2 --repeats 1",
+        note="Not part of the run: it takes eight minutes. `--only scaling` runs it.",
+        apart=True,
+    ),
 ]
 
 
@@ -138,7 +155,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", nargs="+", default=names, choices=names, metavar="NAME")
+    parser.add_argument("--only", nargs="+", choices=names, metavar="NAME")
     parser.add_argument("--skip", nargs="+", default=[], choices=names, metavar="NAME")
     parser.add_argument("--missing", action="store_true", help="only those without a result")
     parser.add_argument("--quick", action="store_true", help="short versions of all")
@@ -162,20 +179,20 @@ def main() -> int:
             replace(path, filled(path.read_text("utf-8"), output.read_text("utf-8")))
         return 0
     folder.mkdir(parents=True, exist_ok=True)
+    wanted = options.only or [b.name for b in RUN if options.quick or not b.apart]
+    wanted = [name for name in wanted if name not in options.skip]
     for benchmark in RUN:
-        chosen = benchmark.name in options.only and benchmark.name not in options.skip
         done = read(folder, benchmark)
-        if not chosen or (options.missing and done and not done["failed"]):
+        missing = not done or done["failed"]
+        if benchmark.name not in wanted or (options.missing and not missing):
             continue
         print(f"{benchmark.name} ...", end=" ", flush=True)
         section = run(benchmark, folder, options)
         replace(folder / f"section-{benchmark.name}.json", json.dumps(section, indent=1))
         print(section["failed"] or f"{section['seconds']:.0f} s", flush=True)
-        replace(output, render(folder, options.quick))
-    replace(output, render(folder, options.quick))
-    sections = [read(folder, benchmark) for benchmark in RUN if benchmark.name in options.only]
-    failed = any(section is None or section["failed"] for section in sections)
-    return int(failed)
+        replace(output, render(folder, output, options.quick))
+    sections = [read(folder, benchmark) for benchmark in RUN if benchmark.name in wanted]
+    return int(any(section is None or section["failed"] for section in sections))
 
 
 # One benchmark
@@ -195,6 +212,7 @@ def run(benchmark: Benchmark, folder: Path, options: argparse.Namespace) -> dict
         "missing": [],
         "output": "",
         "seconds": 0.0,
+        "processor_seconds": 0.0,
     }
     python = sys.executable
     if benchmark.environment:
@@ -205,7 +223,7 @@ def run(benchmark: Benchmark, folder: Path, options: argparse.Namespace) -> dict
             return section | {"failed": "not installed", "versions": versions(python)}
     section["versions"] = versions(python)
     variables = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"}
-    start = time.perf_counter()
+    start, before = time.perf_counter(), os.times()
     process = subprocess.Popen(
         [python, *command],
         cwd=ROOT,
@@ -227,7 +245,8 @@ def run(benchmark: Benchmark, folder: Path, options: argparse.Namespace) -> dict
         os.killpg(process.pid, signal.SIGKILL)
         raise
     (folder / f"{benchmark.name}.stderr").write_text(errors)
-    seconds = time.perf_counter() - start
+    seconds, after = time.perf_counter() - start, os.times()
+    section["processor_seconds"] = sum(after[2:4]) - sum(before[2:4])  # of the child, both kinds
     return section | {"output": as_shown(printed), "failed": failed, "seconds": seconds}
 
 
@@ -325,41 +344,54 @@ def read(folder: Path, benchmark: Benchmark) -> dict | None:
     return json.loads(path.read_text()) if path.exists() else None
 
 
-def render(folder: Path, quick: bool) -> str:
-    sections = [section for b in RUN if (section := read(folder, b))]
+def render(folder: Path, output: Path, quick: bool) -> str:
+    """All sections that are kept in the folder, and those of the last RESULTS.md that are not."""
+    before = kept_sections(output) if output.exists() and not quick else {}
+    sections = {b.name: section for b in RUN if (section := read(folder, b))}
     lines = ["# What the benchmarks printed", ""]
     if quick:
         lines += ["**A quick run: it shows that everything runs. Its numbers mean nothing.**", ""]
     lines += [
         "Written by `python benchmarks/run_all.py`, which says how to run it; each section is the "
-        "output of one process, by the command above it. Times are medians of turns, with "
-        "quartiles or the lowest and the highest where a table has room for them.",
+        "output of one process, by the command above it. Times are medians of turns; quartiles, or "
+        "the lowest and the highest, stand beside them.",
         "",
+        "| | |",
+        "|---|---|",
+        *(f"| {key} | {value} |" for key, value in machine().items()),
     ]
-    if not sections:
-        return "\n".join([*lines, "Nothing has been run.", ""])
-    common = sections[-1]["machine"]
-    lines += ["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in common.items())]
-    minutes = sum(section["seconds"] for section in sections) / 60
-    dates = sorted(section["date"] for section in sections)
+    dates = sorted(section["date"] for section in sections.values())
+    minutes = sum(section["seconds"] for section in sections.values()) / 60
     lines += [f"| Run | {dates[0]} to {dates[-1]}, {minutes:.0f} minutes of benchmarks |", ""]
-    left_out = [b.name for b in RUN if not read(folder, b)]
+    if failed := [name for name, section in sections.items() if section["failed"]]:
+        lines += [f"Failed: {', '.join(failed)}.", ""]
+    left_out = [b.name for b in RUN if b.name not in sections | before]
     if left_out:
         lines += [f"Not run: {', '.join(left_out)}.", ""]
-    for section in sections:
-        lines += shown(section, common)
+    older = [b.name for b in RUN if b.name in before and b.name not in sections]
+    if older:
+        lines += [f"Kept from an earlier run, see their dates: {', '.join(older)}.", ""]
+    for name in [b.name for b in RUN]:
+        lines += shown(sections[name]) if name in sections else before.get(name, [])
     return "\n".join(lines)
 
 
-def shown(section: dict, common: dict[str, str]) -> list[str]:
+def kept_sections(path: Path) -> dict[str, list[str]]:
+    parts = re.split(r"(?m)^(?=## )", path.read_text(encoding="utf-8"))[1:]
+    return {part.split("\n", 1)[0].removeprefix("## "): part.splitlines() for part in parts}
+
+
+def shown(section: dict) -> list[str]:
     packages = ", ".join(f"{name} {version}" for name, version in section["versions"].items())
+    place = f"{section['machine']['Processor']}, {section['machine']['Cores']} cores"
     lines = [f"## {section['name']}", "", "```", section["command"], "```", ""]
-    lines += [f"{section['date']}, {section['seconds']:.0f} s, load before {section['load']:.1f}; "]
-    lines[-1] += f"{packages}."
+    lines += [
+        f"{section['date']}, {section['seconds']:.0f} s ({section['processor_seconds']:.0f} s of "
+        f"processor time, load before it {section['load']:.1f}), on {place}; {packages}."
+    ]
     lines += ["", section["note"]] if section["note"] else []
-    if section["machine"] != common:
-        lines += ["", "On another machine: " + ", ".join(section["machine"].values()) + "."]
-    lines += ["", *(f"**Not installed**, {reason}" for reason in section["missing"])]
+    for reason in section["missing"]:
+        lines += ["", f"**Not installed**, {reason}"]
     if section["failed"]:
         lines += ["", f"**Failed**, {section['failed']}"]
     return [*lines, "", *blocks(section["output"]), ""]

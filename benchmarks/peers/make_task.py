@@ -1,6 +1,6 @@
 """Trains the networks that all tools prune, and writes them with the images as arrays.
 
-    TFDS_DATA_DIR=... python benchmarks/peers/make_task.py task.npz [--networks 3]
+    TFDS_DATA_DIR=... python benchmarks/peers/make_task.py task.npz [--networks 2]
 
 Dense networks of the tutorial, 784-1000-1000-500-200-10 without biases, five epochs on MNIST, a
 seed each; and one convolutional network with BatchNormalization and a residual connection, three
@@ -43,7 +43,7 @@ def first(data: pu.Dataset, count: int) -> pu.Dataset:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("task", type=Path)
-    parser.add_argument("--networks", type=int, default=3)
+    parser.add_argument("--networks", type=int, default=2)
     parser.add_argument("--quick", action="store_true")
     options = parser.parse_args()
     data = pu.load_dataset("mnist")

@@ -1,5 +1,8 @@
 """README's figures are those of benchmarks/RESULTS.md, which one run of run_all.py wrote."""
 
+import argparse
+import importlib
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +12,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
 RESULTS = ROOT / "benchmarks" / "RESULTS.md"
+if not README.exists():
+    pytest.skip("the tests alone, without the documents", allow_module_level=True)
 
 # By its first header cells, a table of README: the sections of RESULTS.md with the same rows.
 SECTIONS = {
@@ -175,3 +180,54 @@ def test_equal_figures_differ_in_nothing() -> None:
 def test_a_figure_that_was_not_measured_is_told(old: str, new: str, told: str) -> None:
     [line] = differences(PAGE.replace(old, new), OUTPUT)
     assert told in line
+
+
+@pytest.fixture
+def run_all(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return importlib.import_module("run_all")
+
+
+def test_figures_are_filled_in_where_a_row_has_the_same_labels(run_all) -> None:
+    wrong = PAGE.replace("93.8", "11.1").replace("| 1.0 |", "| 2.0 |")
+    assert run_all.filled(wrong, OUTPUT) == PAGE
+    assert run_all.filled("| extra | 0% |\n|---|---|\n| MNIST | 5 |\n", OUTPUT).endswith("| 5 |\n")
+
+
+def test_a_benchmark_that_fails_is_told_without_a_path(run_all, tmp_path: Path) -> None:
+    options = argparse.Namespace(quick=True, peers=tmp_path, minutes=1)
+    section = run_all.run(run_all.Benchmark("absent", "absent.py"), tmp_path, options)
+    assert "exit code 2" in section["failed"] and "No such file" in section["failed"]
+    assert str(ROOT) not in json.dumps(section)
+
+
+def test_a_package_that_cannot_be_installed_is_told(run_all, tmp_path: Path) -> None:
+    environment = run_all.Environment(("--no-index no-such-package",))
+    _, missing = run_all.prepared("x", environment, tmp_path)
+    assert len(missing) == 1 and "no-such-package" in missing[0]
+    _, again = run_all.prepared("x", environment, tmp_path)
+    assert again == missing
+
+
+def test_tables_stay_tables_and_the_rest_is_as_printed(run_all) -> None:
+    printed = "a  1\n\n| x |\n|---|\n| 2 |\n\nb  3"
+    expected = "```\na  1\n\n```\n\n| x |\n|---|\n| 2 |\n\n```\nb  3\n```"
+    lines = "\n".join(run_all.blocks(printed)).strip("\n")
+    assert lines.replace("\n\n\n", "\n\n") == expected
+
+
+def test_progress_lines_and_paths_are_not_shown(run_all) -> None:
+    printed = "epoch 1\repoch 2\rdone in 3 ms/step\n/some/where/model.keras: 5/6, and/or\n"
+    assert run_all.as_shown(printed) == "done in 3 ms/step\nmodel.keras: 5/6, and/or"
+
+
+def test_sections_that_were_not_run_again_are_kept(run_all, tmp_path: Path) -> None:
+    output = tmp_path / "RESULTS.md"
+    output.write_text("# Old\n\n## units\n\n9 ms\n\n## sweep\n\n1 s\n", encoding="utf-8")
+    section = {"name": "sweep", "command": "python", "date": "2026-01-01", "seconds": 1, "load": 0}
+    section |= {"machine": run_all.machine(), "versions": {"Python": "3"}, "note": ""}
+    section |= {"missing": [], "failed": "", "output": "2 s", "processor_seconds": 2}
+    (tmp_path / "section-sweep.json").write_text(json.dumps(section), encoding="utf-8")
+    text = run_all.render(tmp_path, output, quick=False)
+    assert "9 ms" in text and "2 s" in text and "1 s\n\n##" not in text
+    assert "Kept from an earlier run, see their dates: units." in text
