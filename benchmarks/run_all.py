@@ -214,6 +214,8 @@ def run(benchmark: Benchmark, folder: Path, options: argparse.Namespace) -> dict
         "seconds": 0.0,
         "processor_seconds": 0.0,
     }
+    old = folder / f"{benchmark.name.removeprefix('peers_')}.json"
+    old.unlink(missing_ok=True)  # of a peer, for the table: not to be taken for this run's
     python = sys.executable
     if benchmark.environment:
         environment = ENVIRONMENTS[benchmark.environment]

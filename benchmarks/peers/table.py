@@ -40,8 +40,12 @@ ROWS = [  # title, what is measured, digits after the point
 ]
 
 
+def measured(results: dict | None, what: str) -> list[dict]:
+    return [row for row in (results or {}).get("measured", []) if row["what"] == what]
+
+
 def cell(results: dict | None, what: str, digits: int) -> str:
-    rows = [row for row in (results or {}).get("measured", []) if row["what"] == what]
+    rows = measured(results, what)
     if texts := [row["text"] for row in rows if "text" in row]:
         return texts[0]
     return " / ".join(f"{statistics.median(row['values']):.{digits}f}" for row in rows) or "–"
@@ -49,9 +53,9 @@ def cell(results: dict | None, what: str, digits: int) -> str:
 
 def cases(tools: dict[str, dict | None], what: str) -> str:
     for results in tools.values():
-        rows = [row for row in (results or {}).get("measured", []) if row["what"] == what]
-        if rows:
-            return " / ".join(f"{100 * row['case']:.0f}" for row in rows if row["case"]) + " %"
+        shares = [row["case"] for row in measured(results, what) if row["case"]]
+        if shares:
+            return " / ".join(f"{100 * share:.0f}" for share in shares) + " %"
     return ""
 
 
@@ -68,11 +72,16 @@ def main() -> None:
         results = tools[name]
         title = {"torch_prune": "torch.nn.utils.prune", "pquant": "PQuantML"}.get(name, name)
         title = title.replace("torch_pruning", "Torch-Pruning").replace("_", "-")
-        titles.append(f"{title} {results['versions'][package]}" if results else title)
+        titles.append(f"{title} {results['versions'][package].split('+')[0]}" if results else title)
     print(f"| | {' | '.join(titles)} |\n|---" + "|---" * len(titles) + "|")
     for title, what, digits in ROWS:
         cells = [cell(results, what, digits) for results in tools.values()]
         print(f"| {title.format(cases=cases(tools, what))} | {' | '.join(cells)} |")
+    dense = [row["values"] for row in measured(tools["keras_pruning"], "dense")]
+    if dense:
+        accuracies = ", ".join(f"{value:.2f}" for value in dense[0])
+        print(f"\nDense networks' accuracies in %: {accuracies}. A residual network's: ", end="")
+        print(f"{cell(tools['keras_pruning'], 'filters, dense', 2)}.")
     for name in tools:
         if tools[name] is None:
             print(f"\n{name} was not run.")

@@ -49,7 +49,7 @@ def delete_half(build, keras) -> str:
 def try_both() -> None:
     import tensorflow as tf
 
-    print(f"TensorFlow {tf.__version__}, Keras {tf.keras.__version__}")
+    print(f"TensorFlow {tf.__version__}, Keras in {tf.keras.Model.__module__}")
     for build in (sequential, functional):
         print(f"{build.__name__}: {delete_half(build, tf.keras)}", flush=True)
 
