@@ -8,7 +8,7 @@ take turns in one run, with as many threads; a speed-up is the median over the t
 dense time / own time, and beside it the quartiles, and the ratio of the shortest times, which
 other programs disturb least. Random weights and random images with as many dark pixels as MNIST's:
 half of the inputs of the hidden layers are zero, as ReLU leaves them. MKL needs the package
-sparse_dot_mkl and a library that it finds; MKL_RT names one.
+sparse_dot_mkl and a library: that of `pip install mkl`, or the one that MKL_RT names.
 """
 
 import argparse
@@ -30,6 +30,8 @@ parser.add_argument("--batches", type=int, nargs="+", default=[10_000, 256, 1])
 ARGUMENTS = parser.parse_args()
 for name in ("OPENBLAS_NUM", "OMP_NUM", "MKL_NUM", "TF_NUM_INTRAOP"):
     os.environ[f"{name}_THREADS"] = str(ARGUMENTS.threads)  # read at the imports below
+for library in Path(sys.prefix, "lib").glob("libmkl_rt.so*"):
+    os.environ.setdefault("MKL_RT", str(library))
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -177,7 +179,8 @@ def print_in_short(found: dict[int, dict[float, float]]) -> None:
     print("\n| weights pruned | " + " | ".join(f"{s:.0%}" for s in SIZE_SPARSITIES) + " |")
     print("|---" * (1 + len(SIZE_SPARSITIES)) + "|")
     for batch, speedups in found.items():
-        cells = [f"{speedups[sparsity]:.2g}" for sparsity in SIZE_SPARSITIES]
+        shown = [speedups[sparsity] for sparsity in SIZE_SPARSITIES]
+        cells = [f"{x:.1f}" if x < 9.95 else f"{x:.0f}" for x in shown]
         images = "1 image" if batch == 1 else f"{batch:,} images"
         print(f"| times as fast, {images} | " + " | ".join(cells) + " |")
 
