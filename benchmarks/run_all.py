@@ -7,11 +7,12 @@
     python benchmarks/run_all.py --fill README.md           # figures of RESULTS.md into its tables
 
 Each benchmark is a process of its own, one after the other, from the Python that runs this script,
-which needs requirements.txt, distributed and ai-edge-litert. A benchmark that measures another
-package in the same process gets an environment that adds that package to this Python's; the peers,
-which get the same networks and images as arrays (`peers/`), have environments that hold nothing
-else. Environments are made once, in the folder --peers, by pip. What each process printed is kept
-in results/benchmarks/, and RESULTS.md is written from there, whole, after each of them.
+which needs requirements.txt (`scaling`, which runs only where it is named, also distributed). A
+benchmark that measures another package in its own process gets an environment that adds that
+package to this Python's; the peers, which get the same networks and images as arrays (`peers/`),
+have environments that hold nothing else. Environments are made once, in the folder --peers, by
+pip. What each process printed is kept in results/benchmarks/, and RESULTS.md is written from
+there, whole, after each of them; sections that are not there stay as RESULTS.md has them.
 
 A benchmark that fails, or a package that cannot be installed, is said in its section with the
 reason, and the others go on; the exit code is 1 then. A quick run keeps its outputs apart and
