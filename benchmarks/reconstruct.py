@@ -114,13 +114,14 @@ def measure(
     data: pu.Dataset,
     models: list[keras.Model],
     plan: dict[str, tuple[float, ...]],
+    only: list[float] | None = None,
 ) -> None:
     x = data.x_train[:IMAGES]
     full = [accuracy(model, data) for model in models]
     print(f"\n{data.title}, dense {statistics.median(full):.1f} %")
     print(f"{'pruned':16}{'masked':>10}{'refitted':>10}{'in steps':>10}")
     for method, sparsities in plan.items():
-        for sparsity in sparsities:
+        for sparsity in (s for s in sparsities if only is None or s in only):
             ways: dict[str, Callable[[keras.Model], keras.Model]] = {
                 "masked": lambda m: PRUNE[method](m, sparsity),  # noqa: B023  # called at once
                 "refitted": lambda m: kp.reconstruct(
@@ -208,6 +209,7 @@ def main() -> None:
     parser.add_argument("--networks", type=int, default=3)
     parser.add_argument("--large", action="store_true")
     parser.add_argument("--kinds", nargs="+", default=["dense", *KINDS], help="of networks")
+    parser.add_argument("--sparsities", type=float, nargs="+", help="those alone")
     arguments = parser.parse_args()
     if arguments.large:
         return large()
@@ -217,11 +219,12 @@ def main() -> None:
         if name == "mnist":
             times(data, models[0])
             scores(data, models)
-        measure(data, models, plan)
+        measure(data, models, plan, arguments.sparsities)
     data = pu.load_dataset("fashion_mnist")
     for build in (KINDS[name] for name in arguments.kinds if name != "dense"):
         models = [trained(build, data, seed) for seed in range(arguments.networks)]
-        measure(dataclasses.replace(data, title=f"{data.title}, {build.__name__}"), models, OTHERS)
+        titled = dataclasses.replace(data, title=f"{data.title}, {build.__name__}")
+        measure(titled, models, OTHERS, arguments.sparsities)
 
 
 if __name__ == "__main__":

@@ -127,7 +127,7 @@ RUN = [
         "reconstruct",
         "reconstruct.py",
         "--networks 1 --kinds dense",
-        "--networks 1 --kinds transformer",
+        "--networks 1 --kinds residual --sparsities 0.5",
     ),
     Benchmark("finetune", "finetune.py", "--turns 9", "--turns 1", "selections"),
     Benchmark("lenet_300_100", "lenet_300_100.py", "--seeds 1", "--seeds 1 --epochs 1"),
@@ -231,14 +231,14 @@ def run(benchmark: Benchmark, folder: Path, options: argparse.Namespace) -> dict
         [python, *command],
         cwd=ROOT,
         env=variables,
-        text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         start_new_session=True,
     )
+    # Bytes, since as text the returns of progress lines would become new lines.
     try:
         printed, errors = process.communicate(timeout=60 * options.minutes)
-        failed = f"exit code {process.returncode}: {last_line(errors)}"
+        failed = f"exit code {process.returncode}: {last_line(errors.decode(errors='replace'))}"
         failed = failed if process.returncode else ""
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)  # its session: what it started goes too
@@ -247,10 +247,14 @@ def run(benchmark: Benchmark, folder: Path, options: argparse.Namespace) -> dict
     except KeyboardInterrupt:
         os.killpg(process.pid, signal.SIGKILL)
         raise
-    (folder / f"{benchmark.name}.stderr").write_text(errors)
+    (folder / f"{benchmark.name}.stderr").write_bytes(errors)
     seconds, after = time.perf_counter() - start, os.times()
     section["processor_seconds"] = sum(after[2:4]) - sum(before[2:4])  # of the child, both kinds
-    return section | {"output": as_shown(printed), "failed": failed, "seconds": seconds}
+    return section | {
+        "output": as_shown(printed.decode(errors="replace")),
+        "failed": failed,
+        "seconds": seconds,
+    }
 
 
 def last_line(errors: str) -> str:

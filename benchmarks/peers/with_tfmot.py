@@ -110,7 +110,7 @@ def refuses_keras_3(report: _task.Report) -> None:
     try:
         sparsity_api.prune_low_magnitude(model)
     except ValueError as error:
-        report.say(f"a model of Keras {keras.__version__}", f"refused: {str(error)[:150]} ...")
+        report.say(f"a model of Keras {keras.__version__}", f"refused: {str(error)[:80]} ...")
     else:
         report.say(f"a model of Keras {keras.__version__}", "accepted")
 

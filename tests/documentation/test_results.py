@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import json
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -199,6 +200,15 @@ def test_a_benchmark_that_fails_is_told_without_a_path(run_all, tmp_path: Path) 
     section = run_all.run(run_all.Benchmark("absent", "absent.py"), tmp_path, options)
     assert "exit code 2" in section["failed"] and "No such file" in section["failed"]
     assert str(ROOT) not in json.dumps(section)
+
+
+def test_what_progress_lines_overwrote_is_not_shown(run_all, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text("print('1 of 2\\r2 of 2\\rdone')", encoding="utf-8")
+    options = argparse.Namespace(quick=True, peers=tmp_path, minutes=1)
+    place = os.path.relpath(script, ROOT / "benchmarks")
+    section = run_all.run(run_all.Benchmark("script", place), tmp_path, options)
+    assert (section["failed"], section["output"]) == ("", "done")
 
 
 def test_a_package_that_cannot_be_installed_is_told(run_all, tmp_path: Path) -> None:
