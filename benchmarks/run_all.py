@@ -45,6 +45,12 @@ SHOWN_PACKAGES = (
 ).split()
 
 
+FIELDS = set(  # of a section
+    "command date machine load note missing output seconds processor_seconds failed "
+    "versions".split()
+)
+
+
 @dataclass(frozen=True)
 class Environment:
     """What pip installs, a group after the other, beside this Python's packages or alone."""
@@ -348,7 +354,8 @@ def machine() -> dict[str, str]:
 
 def read(folder: Path, benchmark: Benchmark) -> dict | None:
     path = folder / f"section-{benchmark.name}.json"
-    return json.loads(path.read_text()) if path.exists() else None
+    section = json.loads(path.read_text()) if path.exists() else {}
+    return section if FIELDS <= section.keys() else None  # else of an older version of this script
 
 
 def render(folder: Path, output: Path, quick: bool) -> str:
