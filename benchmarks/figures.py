@@ -26,8 +26,8 @@ def sweep(name: str, quick: bool) -> tuple[str, pd.DataFrame]:
     data = pu.load_dataset(name, test_size=1_000 if quick else None)
     network = pu.build_dense_network(data.image_shape, seed=0)
     pu.train(network, data, epochs=1 if quick else None, seed=0)
-    repeats = 1 if quick else 3
-    table = pu.sparsity_sweep(network, data.x_test, data.y_test, methods=METHODS, repeats=repeats)
+    how = {"methods": METHODS, "repeats": 1 if quick else 3, "progress": False}
+    table = pu.sparsity_sweep(network, data.x_test, data.y_test, **how)
     return data.title, table
 
 
