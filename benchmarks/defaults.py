@@ -14,7 +14,7 @@ out beside this one, and
     git worktree add ../before COMMIT
     PYTHONPATH=../before python benchmarks/defaults.py
 
-The first line printed is where the library came from.
+The first line, on the error output, is where the library came from.
 """
 
 import argparse
@@ -184,7 +184,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=3)
     seeds = parser.parse_args().seeds
-    print(f"library: {Path(kp.__file__).parent}\n", flush=True)
+    print(f"library: {Path(kp.__file__).parent}", file=sys.stderr)
     start = time.perf_counter()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # about layers left out or emptied

@@ -1,6 +1,6 @@
 """What a pruned network takes on disk, and how fast it answers, in the formats people ship.
 
-    TFDS_DATA_DIR=... python benchmarks/export.py
+    TFDS_DATA_DIR=... python benchmarks/export.py [--networks dense] [--sparsities 0 0.5 0.9]
 
 The tutorial's dense network and a small convolutional one, trained for one epoch on MNIST
 (on scikit-learn's digits where TFDS_DATA_DIR is not set), some of their weights zero, or half
@@ -27,7 +27,7 @@ import sys
 import tempfile
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -155,6 +155,11 @@ FORMATS = {
     ".onnx": onnx,
     ".xml + .bin": openvino,
 }
+README_ROWS = {
+    ".keras compressed": "`.keras` by `save_compressed`",
+    ".tflite auto": "`.tflite` by `export_litert`",
+    "SparseModel": "a `SparseModel`",
+}
 NEEDS = {".onnx": ("onnxruntime", "tf2onnx"), ".xml + .bin": ("openvino",)}
 
 
@@ -188,10 +193,23 @@ def rows(model: keras.Model, formats: dict, x: np.ndarray, repeats: int) -> pd.D
     return table
 
 
+def print_in_short(tables: dict[tuple[str, str], pd.DataFrame], sparsities: Sequence) -> None:
+    """The README's rows."""
+    titles = [f"{sparsity:.0%}" for sparsity in sparsities]
+    print(f"\n| weights pruned | {' | '.join(titles)} |\n|---" + "|---" * len(titles) + "|")
+    for name, title in README_ROWS.items():
+        at_each = [tables["dense", f"{share} zeros"].set_index("format") for share in titles]
+        cells = [f"{table['bytes'][name] / 1e6:.2f}" for table in at_each]
+        print(f"| MB of {title} | {' | '.join(cells)} |")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=20)
-    repeats = parser.parse_args().repeats
+    parser.add_argument("--networks", nargs="+", default=["dense", "convolutional"])
+    parser.add_argument("--sparsities", type=float, nargs="+", default=SPARSITIES)
+    options = parser.parse_args()
+    repeats = options.repeats
     data = pu.load_dataset("mnist" if os.environ.get("TFDS_DATA_DIR") else "digits")
     formats = dict(FORMATS)
     for name, packages in NEEDS.items():
@@ -204,15 +222,13 @@ def main() -> None:
         "convolutional": convolutional_network(data.image_shape),
     }
     tables = {}
-    for kind, network in networks.items():
+    for kind in options.networks:
+        network = networks[kind]
         pu.train(network, data, epochs=1, seed=0, verbose=False)
-        variants = {f"{s:.0%} zeros": kp.prune_weights(network, s) for s in SPARSITIES}
+        variants = {f"{s:.0%} zeros": kp.prune_weights(network, s) for s in options.sparsities}
         variants[f"{UNIT_SPARSITY:.0%} of units"] = kp.shrink(
             kp.prune_units(network, UNIT_SPARSITY)
         )
-        if kind != "dense":
-            del formats["SparseModel"]
-            print(f"left out, SparseModel: the {kind} network is no chain of Dense layers")
         for name, model in variants.items():
             tables[kind, name] = rows(model, formats, data.x_test[: max(BATCHES)], repeats)
     table = pd.concat(tables, names=["network", "pruned"]).droplevel(2).reset_index()
@@ -222,6 +238,8 @@ def main() -> None:
     for column, form in shown.items():
         table[column] = table[column].map(form.format)
     print(table.to_string(index=False))
+    if "dense" in options.networks:
+        print_in_short(tables, options.sparsities)
 
 
 if __name__ == "__main__":

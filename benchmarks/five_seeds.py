@@ -2,6 +2,7 @@
 
     TFDS_DATA_DIR=... python benchmarks/five_seeds.py
     python benchmarks/five_seeds.py --draw  # the figure and the table again, from the CSV file
+    python benchmarks/five_seeds.py --table  # the table alone, and the day of the CSV file
 
 Needs `pip install distributed`. Takes about an hour on two cores. Each finished point is kept in
 results/five_seeds/: a run that was stopped goes on from there. Writes images/five_seeds.csv, a row
@@ -10,6 +11,7 @@ a point, images/five_seeds.png and images/reconstruct.png, and prints the README
 
 import argparse
 import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -174,10 +176,23 @@ def markdown(table: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
+def last_change(path: Path) -> str:
+    """The day of the commit that last changed it."""
+    command = ["git", "log", "-1", "--format=%cs", "--", str(path)]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    return ran.stdout.strip() or "on a day that only the repository tells"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--draw", action="store_true", help="draw from the CSV file, run nothing")
-    if not parser.parse_args().draw:
+    parser.add_argument("--table", action="store_true", help="print the table of the CSV file")
+    options = parser.parse_args()
+    if options.table:
+        print(f"images/five_seeds.csv, last changed {last_change(CSV)}\n")
+        print(markdown(read_table()))
+        return
+    if not options.draw:
         run().to_csv(CSV, index=False)
     table = read_table()
     draw(table).savefig(CSV.with_suffix(".png"), dpi=150)

@@ -1,19 +1,21 @@
 """Time and memory of masking a kernel, beside NumPy's, PyTorch's and tfmot's selection.
 
-    python benchmarks/masks.py
+    python benchmarks/masks.py [--repeats 7]
 
 Prunes 90 % of 10 million weights of several kinds. All sides take turns in one run; medians
-of the repeats. "radix selection" is what `weight_mask` did before it took `np.partition`.
-torch and tensorflow-model-optimization are compared where they are installed (tfmot with
-tf_keras and TF_USE_LEGACY_KERAS=1); of tfmot the mask update itself runs, since its wrapper
-refuses Keras 3. A machine with AVX2 alone is imitated, as far as NumPy goes, by
+of the repeats, and of the ratios in brackets the lowest and the highest. "radix selection" is
+what `weight_mask` did before it took `np.partition`. torch and tensorflow-model-optimization are
+compared where they are installed (tfmot with tf_keras); of tfmot the mask update itself runs,
+since its wrapper refuses Keras 3. A machine with AVX2 alone is imitated, as far as NumPy goes, by
 
     NPY_DISABLE_CPU_FEATURES="X86_V4 AVX512_ICL AVX512_SPR" python benchmarks/masks.py
 
 (before NumPy 2.4: "AVX512F AVX512CD AVX512_SKX AVX512_CLX AVX512_CNL AVX512_ICL AVX512_SPR").
 """
 
+import argparse
 import importlib.util
+import os
 import statistics
 import sys
 import time
@@ -24,12 +26,13 @@ from pathlib import Path
 
 import numpy as np
 
+if importlib.util.find_spec("tensorflow_model_optimization"):
+    os.environ["TF_USE_LEGACY_KERAS"] = "1"  # read when TensorFlow is imported
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import keras_pruning as kp  # noqa: E402
 
 SHAPE = (2500, 4000)
 SPARSITY = 0.9
-REPEATS = 7
 BLOCK = 2**17  # entries that radix_selection looks at together
 
 Side = Callable[[], object]
@@ -128,16 +131,21 @@ def tfmot_side(kernel: np.ndarray) -> Side:
     return lambda: pruning._update_mask(weight)
 
 
-def interleaved_ms(sides: dict[str, Side]) -> dict[str, float]:
-    """Returns the median time of each side."""
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for repeat in range(REPEATS + 1):
+def interleaved_ms(sides: dict[str, Side], repeats: int) -> dict[str, list[float]]:
+    """Returns the times of each side."""
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    for repeat in range(repeats + 1):
         for name, run in sides.items():
             start = time.perf_counter()
             run()
             if repeat:  # the first is a warm-up
-                seconds[name].append(time.perf_counter() - start)
-    return {name: 1000 * statistics.median(times) for name, times in seconds.items()}
+                times[name].append(1000 * (time.perf_counter() - start))
+    return times
+
+
+def ratio(own: list[float], base: list[float]) -> str:
+    ratios = [a / b for a, b in zip(own, base, strict=True)]
+    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
 
 
 def peak_extra_bytes(run: Side) -> int:
@@ -148,37 +156,40 @@ def peak_extra_bytes(run: Side) -> int:
     return peak
 
 
-def print_selections() -> None:
-    print(f"{'':28}{'weight_mask':>22}{'radix selection':>22}{'np.abs + np.partition':>24}")
-    print(f"{'':28}" + 2 * f"{'ms':>13}{'memory':>9}" + f"{'ms':>13}{'ratio':>11}")
+def print_selections(repeats: int) -> None:
+    print(f"{'':28}{'weight_mask':>22}{'radix selection':>22}{'np.abs + np.partition':>32}")
+    print(f"{'':28}" + 2 * f"{'ms':>13}{'memory':>9}" + f"{'ms':>13}{'ratio':>19}")
     for kind, kernel, sparsity in kernels():
         mask = kp.weight_mask(kernel, sparsity)
         np.testing.assert_array_equal(mask, radix_selection(kernel, sparsity))
         selections = [kp.weight_mask, radix_selection, numpy_selection]
         sides = {f.__name__: partial(f, kernel, sparsity) for f in selections}
-        ms = interleaved_ms(sides)
+        ms = interleaved_ms(sides, repeats)
         line = f"{kind:28}"
         for name in ("weight_mask", "radix_selection"):
             memory = peak_extra_bytes(sides[name]) / kernel.nbytes
-            line += f"{ms[name]:13.1f}{memory:9.2f}"
-        ratio = ms["weight_mask"] / ms["numpy_selection"]
-        print(f"{line}{ms['numpy_selection']:13.1f}{ratio:11.2f}", flush=True)
+            line += f"{statistics.median(ms[name]):13.1f}{memory:9.2f}"
+        line += f"{statistics.median(ms['numpy_selection']):13.1f}"
+        print(f"{line}{ratio(ms['weight_mask'], ms['numpy_selection']):>19}", flush=True)
     print("\nmemory: peak beside the kernel, in kernels. ratio: weight_mask / np.partition.\n")
 
 
-def print_other_libraries() -> None:
+def print_other_libraries(repeats: int) -> None:
     _, kernel, _ = next(kernels())
-    ms = interleaved_ms(other_libraries(kernel))
-    print(f"{'normal, float32':46}{'ms':>10}{'x weight_mask':>15}")
-    for name, median in ms.items():
-        print(f"{name:46}{median:10.1f}{median / ms['weight_mask']:15.2f}")
+    ms = interleaved_ms(other_libraries(kernel), repeats)
+    print(f"{'normal, float32':46}{'ms':>10}{'x weight_mask':>23}")
+    for name, times in ms.items():
+        print(f"{name:46}{statistics.median(times):10.1f}{ratio(times, ms['weight_mask']):>23}")
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=7)
+    repeats = parser.parse_args().repeats
     size = SHAPE[0] * SHAPE[1]
-    print(f"{size:,} weights, {SPARSITY:.0%} pruned unless said, {REPEATS} repeats\n")
-    print_selections()
-    print_other_libraries()
+    print(f"{size:,} weights, {SPARSITY:.0%} pruned unless said, {repeats} repeats\n")
+    print_selections(repeats)
+    print_other_libraries(repeats)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Accuracy back without labels: pruned, refitted, and pruned in steps; and what that takes.
 
-    python benchmarks/reconstruct.py [--networks 3] [--large]
+    python benchmarks/reconstruct.py [--networks 3] [--kinds dense mobile] [--large]
 
 Trains dense networks of the tutorial on MNIST and Fashion-MNIST, and small residual, mobile and
 transformer networks, one a seed; prunes them and refits them on 2,000 training images without
@@ -84,6 +84,9 @@ def transformer(inputs: keras.KerasTensor) -> keras.KerasTensor:
     return layers.GlobalAveragePooling1D()(layers.LayerNormalization()(x))
 
 
+KINDS = {build.__name__: build for build in (residual, mobile, transformer)}
+
+
 def trained(build: Callable[..., keras.KerasTensor], data: pu.Dataset, seed: int) -> keras.Model:
     """A network between the images and the classes, trained as the notebook's residual one."""
     keras.utils.set_random_seed(seed)
@@ -111,13 +114,14 @@ def measure(
     data: pu.Dataset,
     models: list[keras.Model],
     plan: dict[str, tuple[float, ...]],
+    only: list[float] | None = None,
 ) -> None:
     x = data.x_train[:IMAGES]
     full = [accuracy(model, data) for model in models]
     print(f"\n{data.title}, dense {statistics.median(full):.1f} %")
     print(f"{'pruned':16}{'masked':>10}{'refitted':>10}{'in steps':>10}")
     for method, sparsities in plan.items():
-        for sparsity in sparsities:
+        for sparsity in (s for s in sparsities if only is None or s in only):
             ways: dict[str, Callable[[keras.Model], keras.Model]] = {
                 "masked": lambda m: PRUNE[method](m, sparsity),  # noqa: B023  # called at once
                 "refitted": lambda m: kp.reconstruct(
@@ -204,19 +208,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--networks", type=int, default=3)
     parser.add_argument("--large", action="store_true")
+    parser.add_argument("--kinds", nargs="+", default=["dense", *KINDS], help="of networks")
+    parser.add_argument("--sparsities", type=float, nargs="+", help="those alone")
     arguments = parser.parse_args()
     if arguments.large:
         return large()
-    for name, plan in DENSE.items():
+    for name, plan in DENSE.items() if "dense" in arguments.kinds else ():
         data = pu.load_dataset(name)
         models = [dense(data, seed) for seed in range(arguments.networks)]
         if name == "mnist":
             times(data, models[0])
             scores(data, models)
-        measure(data, models, plan)
-    for build in (residual, mobile, transformer):
+        measure(data, models, plan, arguments.sparsities)
+    data = pu.load_dataset("fashion_mnist")
+    for build in (KINDS[name] for name in arguments.kinds if name != "dense"):
         models = [trained(build, data, seed) for seed in range(arguments.networks)]
-        measure(dataclasses.replace(data, title=f"{data.title}, {build.__name__}"), models, OTHERS)
+        titled = dataclasses.replace(data, title=f"{data.title}, {build.__name__}")
+        measure(titled, models, OTHERS, arguments.sparsities)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """How well training tasks share two workers, and what handing out a task costs.
 
-    TFDS_DATA_DIR=... python benchmarks/scaling.py
+    TFDS_DATA_DIR=... python benchmarks/scaling.py [--trainings 8] [--repeats 3]
 
 Needs `pip install distributed` and two free cores. Trains eight networks, an experiment of eight
 seeds, on one and on two workers of one thread each, in turns; then hands out 1,000 tasks that do
@@ -42,7 +42,6 @@ import pruning_utils as pu  # noqa: E402
 from keras_pruning.studies.tasks import Job, Results, run_jobs  # noqa: E402
 from keras_pruning.studies.workers import find_function  # noqa: E402
 
-TRAININGS = 8
 IMAGES = 20_000  # of MNIST; a training of three epochs takes about 15 seconds
 EMPTY_TASKS = 1_000
 NETWORK_BYTES = 9_576_227  # of the tutorial's network as a .keras file
@@ -74,7 +73,7 @@ def seconds(action: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def train_all(executor: Executor, first_seed: int, count: int = TRAININGS) -> pd.DataFrame:
+def train_all(executor: Executor, first_seed: int, count: int) -> pd.DataFrame:
     return kp.experiment(
         data={"mnist": "scaling:images"},
         networks={"dense": "scaling:train"},
@@ -97,15 +96,15 @@ def hand_out(executor: Executor, store: str | None, network: bytes, count: int) 
     run_jobs(jobs, results, executor=executor, threads=None)
 
 
-def measure_efficiency(pools: dict[int, Executor], repeats: int) -> None:
+def measure_efficiency(pools: dict[int, Executor], repeats: int, trainings: int) -> None:
     for workers, pool in pools.items():  # imports, data and the first tracing, in each worker
         train_all(pool, first_seed=1000, count=2 * workers)
     efficiencies = []
     for turn in range(repeats):
-        taken = {n: seconds(partial(train_all, pool, turn)) for n, pool in pools.items()}
+        taken = {n: seconds(partial(train_all, pool, turn, trainings)) for n, pool in pools.items()}
         efficiencies.append(taken[1] / (2 * taken[2]))
         print(
-            f"  {TRAININGS} trainings: {taken[1]:.1f} s on one worker, {taken[2]:.1f} s on two, "
+            f"  {trainings} trainings: {taken[1]:.1f} s on one worker, {taken[2]:.1f} s on two, "
             f"efficiency {efficiencies[-1]:.2f}"
         )
     print(f"  median efficiency of {repeats}: {statistics.median(efficiencies):.2f}")
@@ -135,6 +134,7 @@ def measure_overhead(pools: dict[str, Executor], repeats: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--trainings", type=int, default=8)
     parser.add_argument("--dask", action="store_true", help="train on a Dask cluster as well")
     arguments = parser.parse_args()
     kinds: dict[str, Callable[[int], Any]] = {"processes": kp.local_processes, "dask": dask}
@@ -142,7 +142,7 @@ def main() -> None:
         print(f"training, {name}", flush=True)
         with ExitStack() as stack:
             pools = {n: stack.enter_context(kinds[name](n)) for n in (1, 2)}
-            measure_efficiency(pools, arguments.repeats)
+            measure_efficiency(pools, arguments.repeats, arguments.trainings)
     print("handing out, two workers", flush=True)
     with ExitStack() as stack:
         both = {n: stack.enter_context(kind(2)) for n, kind in kinds.items()}

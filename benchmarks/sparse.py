@@ -5,10 +5,10 @@
 The tutorial's network 784-1000-1000-500-200-10, its hidden layers pruned by weight
 magnitude. Each side computes the whole network, from images of uint8 to outputs. All sides
 take turns in one run, with as many threads; a speed-up is the median over the turns of
-dense time / own time, and beside it the ratio of the shortest times, which other programs
-disturb least. Random weights and random images with as many dark pixels as MNIST's:
+dense time / own time, and beside it the quartiles, and the ratio of the shortest times, which
+other programs disturb least. Random weights and random images with as many dark pixels as MNIST's:
 half of the inputs of the hidden layers are zero, as ReLU leaves them. MKL needs the package
-sparse_dot_mkl and a library that it finds; MKL_RT names one.
+sparse_dot_mkl and a library: that of `pip install mkl`, or the one that MKL_RT names.
 """
 
 import argparse
@@ -30,6 +30,8 @@ parser.add_argument("--batches", type=int, nargs="+", default=[10_000, 256, 1])
 ARGUMENTS = parser.parse_args()
 for name in ("OPENBLAS_NUM", "OMP_NUM", "MKL_NUM", "TF_NUM_INTRAOP"):
     os.environ[f"{name}_THREADS"] = str(ARGUMENTS.threads)  # read at the imports below
+for library in Path(sys.prefix, "lib").glob("libmkl_rt.so*"):
+    os.environ.setdefault("MKL_RT", str(library))
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -118,14 +120,18 @@ def seconds_a_call(run: Side, x: np.ndarray) -> float:
     return (time.perf_counter() - start) / calls
 
 
-def print_speed(networks: dict[float, keras.Model], x: np.ndarray) -> None:
+def print_speed(networks: dict[float, keras.Model], x: np.ndarray) -> dict[int, dict[float, float]]:
+    """Returns the median speed-up of SparseModel for each batch and sparsity."""
+    found: dict[int, dict[float, float]] = {batch: {} for batch in ARGUMENTS.batches}
     print(
         f"{ARGUMENTS.threads} threads; sgemm of (10000, 1000) x (1000, 1000): "
         f"{sgemm_gflops():.0f} GFLOP/s\n\n"
-        f"{'':>7}{'':>10}{'ms':>10}{'ms':>13}{'speed-up':>10}{'speed-up':>10}{'GFLOP/s':>9}"
+        f"{'':>7}{'':>10}{'ms':>10}{'ms':>13}{'speed-up':>10}{'speed-up':>14}{'speed-up':>10}"
+        f"{'GFLOP/s':>9}"
         f"{'speed-up':>11}{'speed-up':>11}{'speed-up':>11}\n"
         f"{'batch':>7}{'sparsity':>10}{'dense':>10}{'SparseModel':>13}{'median':>10}"
-        f"{'shortest':>10}{'useful':>9}{'SciPy CSR':>11}{'MKL CSR':>11}{'tf.sparse':>11}"
+        f"{'quartiles':>14}{'shortest':>10}{'useful':>9}"
+        f"{'SciPy CSR':>11}{'MKL CSR':>11}{'tf.sparse':>11}"
     )
     for batch in ARGUMENTS.batches:
         for sparsity, network in networks.items():
@@ -146,18 +152,37 @@ def print_speed(networks: dict[float, keras.Model], x: np.ndarray) -> None:
                 name: f"{ratio(seconds['dense'], seconds[name]):.2f}" if name in seconds else "-"
                 for name in ("ours", "scipy", "mkl", "tf")
             }
+            found[batch][sparsity] = ratio(seconds["dense"], seconds["ours"])
+            low, high = quartiles(seconds["dense"], seconds["ours"])
             weights = sum(np.count_nonzero(step.kernel) for step in steps)
             shortest = min(seconds["dense"]) / min(seconds["ours"])
             print(
                 f"{batch:7,}{sparsity:10.0%}{ms['dense']:10.3f}{ms['ours']:13.3f}"
-                f"{faster['ours']:>10}{shortest:10.2f}{2e-6 * batch * weights / ms['ours']:9.0f}"
+                f"{faster['ours']:>10}{f'{low:.2f}-{high:.2f}':>14}{shortest:10.2f}"
+                f"{2e-6 * batch * weights / ms['ours']:9.0f}"
                 f"{faster['scipy']:>11}{faster['mkl']:>11}{faster['tf']:>11}",
                 flush=True,
             )
+    return found
+
+
+def quartiles(dense: list[float], own: list[float]) -> np.ndarray:
+    return np.percentile([d / o for d, o in zip(dense, own, strict=True)], (25, 75))
 
 
 def ratio(dense: list[float], own: list[float]) -> float:
     return statistics.median(d / o for d, o in zip(dense, own, strict=True))
+
+
+def print_in_short(found: dict[int, dict[float, float]]) -> None:
+    """The README's rows."""
+    print("\n| weights pruned | " + " | ".join(f"{s:.0%}" for s in SIZE_SPARSITIES) + " |")
+    print("|---" * (1 + len(SIZE_SPARSITIES)) + "|")
+    for batch, speedups in found.items():
+        shown = [speedups[sparsity] for sparsity in SIZE_SPARSITIES]
+        cells = [f"{x:.1f}" if x < 9.95 else f"{x:.0f}" for x in shown]
+        images = "1 image" if batch == 1 else f"{batch:,} images"
+        print(f"| times as fast, {images} | " + " | ".join(cells) + " |")
 
 
 def information_bytes(network: keras.Model) -> float:
@@ -191,8 +216,9 @@ def main() -> None:
     rng = np.random.default_rng(0)
     x = rng.integers(1, 256, (max(ARGUMENTS.batches), 28, 28), np.uint8)
     x[rng.random(x.shape) > LIT_PIXELS] = 0
-    print_speed(networks, x)
+    found = print_speed(networks, x)
     print_sizes(networks)
+    print_in_short(found)
 
 
 if __name__ == "__main__":

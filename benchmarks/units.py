@@ -130,7 +130,7 @@ def main() -> None:
     x[rng.random(x.shape) > LIT_PIXELS] = 0
     fewer = kp.measure(dense, x[:1], repeats=1).multiply_adds / small.count_params()
     print(f"{SPARSITY:.0%} of the units removed: {fewer:.1f} times fewer multiply-adds\n")
-    print(f"{'':16}{'images':>8}{'dense ms':>10}{'small ms':>10}{'speed-up':>10}")
+    print(f"{'':16}{'images':>8}{'dense ms':>10}{'small ms':>10}{'speed-up':>10}   quartiles")
     for batch in BATCHES:
         times: dict[str, list[tuple[float, float]]] = {name: [] for name in pairs}
         for _ in range(repeats):
@@ -138,8 +138,10 @@ def main() -> None:
                 times[name].append((seconds(of_dense, x[:batch]), seconds(of_small, x[:batch])))
         for name, turns in times.items():
             before, after = (1000 * statistics.median(t) for t in zip(*turns, strict=True))
-            speedup = statistics.median(a / b for a, b in turns)
-            print(f"{name:16}{batch:8,}{before:10.2f}{after:10.2f}{speedup:10.1f}", flush=True)
+            ratios = [a / b for a, b in turns]
+            low, high = np.percentile(ratios, (25, 75))
+            numbers = f"{before:10.2f}{after:10.2f}{statistics.median(ratios):10.1f}"
+            print(f"{name:16}{batch:8,}{numbers}   {low:.1f} to {high:.1f}", flush=True)
 
 
 if __name__ == "__main__":
