@@ -105,10 +105,10 @@ def measure(
         ValueError: As `compare`.
 
     Example:
-    >>> network = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
-    >>> found = measure(network, np.zeros((5, 3)), repeats=1)
-    >>> found.parameters, found.nonzero, found.multiply_adds
-    (8, 6, 6)
+        >>> network = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+        >>> found = measure(network, np.zeros((5, 3)), repeats=1)
+        >>> found.parameters, found.nonzero, found.multiply_adds
+        (8, 6, 6)
     """
     return _measure_all({"model": model}, x, y, batch_sizes, repeats)[0]
 
@@ -158,12 +158,12 @@ def compare(
             not a whole number from 1.
 
     Example:
-    >>> network = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
-    >>> models = {"dense": network, "sparse": SparseModel(network)}
-    >>> compare(models, np.zeros((5, 3)), repeats=1)[["model", "multiply_adds"]]
-        model  multiply_adds
-    0   dense              6
-    1  sparse              6
+        >>> network = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+        >>> models = {"dense": network, "sparse": SparseModel(network)}
+        >>> compare(models, np.zeros((5, 3)), repeats=1)[["model", "multiply_adds"]]
+            model  multiply_adds
+        0   dense              6
+        1  sparse              6
     """
     if not isinstance(models, Mapping):
         raise TypeError(

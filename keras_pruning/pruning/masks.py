@@ -59,9 +59,9 @@ def weight_mask(kernel: npt.ArrayLike, sparsity: float) -> BoolArray:
         ValueError: If `sparsity` is outside [0, 1] or `kernel` holds NaN.
 
     Example:
-    >>> weight_mask([[0.1, -3.0], [2.0, -0.5]], sparsity=0.5)
-    array([[False,  True],
-           [ True, False]])
+        >>> weight_mask([[0.1, -3.0], [2.0, -0.5]], sparsity=0.5)
+        array([[False,  True],
+               [ True, False]])
     """
     kernel = check_floats(kernel, "kernel")
     (mask,) = masks_by_magnitude([kernel], num_pruned(kernel.size, sparsity))
@@ -94,8 +94,8 @@ def unit_mask(
             axis, or `order` is not positive.
 
     Example:
-    >>> unit_mask([[0.1, 3.0, 1.0], [0.2, 4.0, 1.0]], sparsity=0.3)
-    array([False,  True,  True])
+        >>> unit_mask([[0.1, 3.0, 1.0], [0.2, 4.0, 1.0]], sparsity=0.3)
+        array([False,  True,  True])
     """
     norms = unit_norms(kernel, order=order, axis=axis)
     (mask,) = masks_by_score([norms], num_pruned(norms.size, sparsity, at_least_one_left=True))
@@ -128,8 +128,8 @@ def n_of_m_mask(kernel: npt.ArrayLike, n: int, m: int, *, axis: int = -2) -> Boo
             `kernel` holds NaN or has fewer than two axes.
 
     Example:
-    >>> n_of_m_mask([[0.1], [-3.0], [2.0], [0.5]], 2, 4).ravel()
-    array([False,  True,  True, False])
+        >>> n_of_m_mask([[0.1], [-3.0], [2.0], [0.5]], 2, 4).ravel()
+        array([False,  True,  True, False])
     """
     kernel = check_floats(kernel, "kernel")
     return _n_of_m_by_key(_magnitude_keys(np.ascontiguousarray(kernel)), n, m, axis)
@@ -158,8 +158,8 @@ def unit_norms(
         ValueError: If `kernel` holds NaN or has no axis, or `order` is not positive.
 
     Example:
-    >>> unit_norms([[3.0, 0.0], [4.0, 1.0]])
-    array([5., 1.])
+        >>> unit_norms([[3.0, 0.0], [4.0, 1.0]])
+        array([5., 1.])
     """
     kernel = check_floats(kernel, "kernel")
     if kernel.ndim == 0:

@@ -114,11 +114,11 @@ def prune_weights(
             NaN, the pattern does not divide a kernel, or an option is unknown.
 
     Example:
-    >>> dense = keras.layers.Dense
-    >>> model = keras.Sequential([keras.Input((8,)), dense(10), dense(3)])
-    >>> pruned = prune_weights(model, 0.75)
-    >>> [int((layer.get_weights()[0] == 0).sum()) for layer in pruned.layers]  # of 80 and 30
-    [60, 0]
+        >>> dense = keras.layers.Dense
+        >>> model = keras.Sequential([keras.Input((8,)), dense(10), dense(3)])
+        >>> pruned = prune_weights(model, 0.75)
+        >>> [int((layer.get_weights()[0] == 0).sum()) for layer in pruned.layers]  # of 80 and 30
+        [60, 0]
     """
     layers, model = by_name(model, layers), without_lora(model)
     chosen = _chosen_for_weights(model, sparsity, scope, score, pattern, layers)
@@ -186,11 +186,11 @@ def prune_units(
             without units.
 
     Example:
-    >>> dense = keras.layers.Dense
-    >>> model = keras.Sequential([keras.Input((8,)), dense(10), dense(3)])
-    >>> hidden = prune_units(model, 0.6).layers[0]
-    >>> int((hidden.get_weights()[0] == 0).all(axis=0).sum())
-    6
+        >>> dense = keras.layers.Dense
+        >>> model = keras.Sequential([keras.Input((8,)), dense(10), dense(3)])
+        >>> hidden = prune_units(model, 0.6).layers[0]
+        >>> int((hidden.get_weights()[0] == 0).all(axis=0).sum())
+        6
     """
     layers, model = by_name(model, layers), without_lora(model)
     masks = unit_masks(

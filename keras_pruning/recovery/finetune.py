@@ -64,14 +64,14 @@ class KeepZeros(keras.callbacks.Callback):
             kernels, or a layer with LoRA enabled.
 
     Example:
-    >>> import numpy as np
-    >>> layer = keras.layers.Dense(1, use_bias=False)
-    >>> model = keras.Sequential([keras.Input((4,)), layer])
-    >>> layer.set_weights([np.array([[0.0], [1.0], [0.0], [2.0]])])
-    >>> model.compile("adam", "mse")
-    >>> _ = model.fit(np.ones((32, 4)), np.ones(32), verbose=0, callbacks=[KeepZeros()])
-    >>> layer.get_weights()[0].ravel() != 0
-    array([False,  True, False,  True])
+        >>> import numpy as np
+        >>> layer = keras.layers.Dense(1, use_bias=False)
+        >>> model = keras.Sequential([keras.Input((4,)), layer])
+        >>> layer.set_weights([np.array([[0.0], [1.0], [0.0], [2.0]])])
+        >>> model.compile("adam", "mse")
+        >>> _ = model.fit(np.ones((32, 4)), np.ones(32), verbose=0, callbacks=[KeepZeros()])
+        >>> layer.get_weights()[0].ravel() != 0
+        array([False,  True, False,  True])
     """
 
     def __init__(self) -> None:
@@ -145,15 +145,15 @@ def keep_zeros(model: keras.Model) -> Iterator[keras.Model]:
             with LoRA enabled.
 
     Example:
-    >>> import numpy as np
-    >>> layer = keras.layers.Dense(1, use_bias=False)
-    >>> model = keras.Sequential([keras.Input((4,)), layer])
-    >>> layer.set_weights([np.array([[0.0], [1.0], [0.0], [2.0]])])
-    >>> model.compile("adam", "mse")
-    >>> with keep_zeros(model):
-    ...     _ = model.train_on_batch(np.ones((8, 4)), np.ones(8))
-    >>> layer.get_weights()[0].ravel() != 0
-    array([False,  True, False,  True])
+        >>> import numpy as np
+        >>> layer = keras.layers.Dense(1, use_bias=False)
+        >>> model = keras.Sequential([keras.Input((4,)), layer])
+        >>> layer.set_weights([np.array([[0.0], [1.0], [0.0], [2.0]])])
+        >>> model.compile("adam", "mse")
+        >>> with keep_zeros(model):
+        ...     _ = model.train_on_batch(np.ones((8, 4)), np.ones(8))
+        >>> layer.get_weights()[0].ravel() != 0
+        array([False,  True, False,  True])
     """
     around = _hold_of(model)
     if around is not None and around.until_next_fit:  # left by a fit that broke off

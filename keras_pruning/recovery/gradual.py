@@ -81,12 +81,12 @@ class GradualPruning(KeepZeros):
             and needed. If `prune` does not return a model of the same weights.
 
     Example:
-    >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(10, name="hidden"),
-    ...                           keras.layers.Dense(1)])
-    >>> model.compile("adam", "mse")
-    >>> x, y, gradual = np.ones((64, 8)), np.ones((64, 1)), GradualPruning(0.75, every=1)
-    >>> model.fit(x, y, batch_size=8, verbose=0, callbacks=[gradual]).history["sparsity"]
-    [0.75]
+        >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(10, name="hidden"),
+        ...                           keras.layers.Dense(1)])
+        >>> model.compile("adam", "mse")
+        >>> x, y, gradual = np.ones((64, 8)), np.ones((64, 1)), GradualPruning(0.75, every=1)
+        >>> model.fit(x, y, batch_size=8, verbose=0, callbacks=[gradual]).history["sparsity"]
+        [0.75]
     """
 
     def __init__(
@@ -277,8 +277,8 @@ def polynomial_sparsity(
         ValueError: If an argument is out of range.
 
     Example:
-    >>> [polynomial_sparsity(t, sparsity=0.5, begin=10, end=30) for t in (9, 10, 20, 30, 99)]
-    [0.0, 0.0, 0.4375, 0.5, 0.5]
+        >>> [polynomial_sparsity(t, sparsity=0.5, begin=10, end=30) for t in (9, 10, 20, 30, 99)]
+        [0.0, 0.0, 0.4375, 0.5, 0.5]
     """
     share = check_sparsity(sparsity)
     initial = _check_initial(initial_sparsity, {None: share})

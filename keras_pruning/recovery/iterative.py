@@ -42,11 +42,11 @@ def rewind(pruned: keras.Model, original: keras.Model) -> keras.Model:
         ValueError: If the architectures differ or a model is not built.
 
     Example:
-    >>> dense = keras.layers.Dense
-    >>> model = keras.Sequential([keras.Input((8,)), dense(10), dense(3)])
-    >>> ticket = rewind(prune_weights(model, 0.75), model)
-    >>> [int((layer.get_weights()[0] == 0).sum()) for layer in ticket.layers]  # of 80 and 30
-    [60, 0]
+        >>> dense = keras.layers.Dense
+        >>> model = keras.Sequential([keras.Input((8,)), dense(10), dense(3)])
+        >>> ticket = rewind(prune_weights(model, 0.75), model)
+        >>> [int((layer.get_weights()[0] == 0).sum()) for layer in ticket.layers]  # of 80 and 30
+        [60, 0]
     """
     _check_same_architecture(pruned, original)
     ticket = copy_model(original)

@@ -128,17 +128,17 @@ def suggest_sparsities(
             negative, or the metric's name does not tell whether less of it is better.
 
     Example:
-    >>> table = pd.DataFrame({"layer": ["a"] * 3 + ["b"] * 3, "sparsity": [0, 0.5, 0.9] * 2,
-    ...                       "accuracy": [0.98, 0.98, 0.6, 0.98, 0.9, 0.97]})
-    >>> suggest_sparsities(table)
-    {'a': 0.5, 'b': 0.0}
+        >>> table = pd.DataFrame({"layer": ["a"] * 3 + ["b"] * 3, "sparsity": [0, 0.5, 0.9] * 2,
+        ...                       "accuracy": [0.98, 0.98, 0.6, 0.98, 0.9, 0.97]})
+        >>> suggest_sparsities(table)
+        {'a': 0.5, 'b': 0.0}
 
-    Of a regression, with the loss:
+        Of a regression, with the loss:
 
-    >>> table = pd.DataFrame({"layer": ["a"] * 3, "sparsity": [0, 0.5, 0.9],
-    ...                       "loss": [2.0, 2.25, 7.5]})
-    >>> suggest_sparsities(table, max_drop=0.5)
-    {'a': 0.5}
+        >>> table = pd.DataFrame({"layer": ["a"] * 3, "sparsity": [0, 0.5, 0.9],
+        ...                       "loss": [2.0, 2.25, 7.5]})
+        >>> suggest_sparsities(table, max_drop=0.5)
+        {'a': 0.5}
     """
     if not isinstance(table, pd.DataFrame):
         raise TypeError(f"table must be a pandas DataFrame. Received: {type(table).__name__}")
