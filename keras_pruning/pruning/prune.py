@@ -221,6 +221,13 @@ def prunable_layers(
         TypeError: If `model` is not a Keras model.
         ValueError: If the model is not built, the method unknown, or it cannot be told
             which layer is the output.
+
+    Example:
+        >>> dense = keras.layers.Dense
+        >>> layers = [keras.Input((8,)), dense(10, name="hidden"), dense(3, name="out")]
+        >>> model = keras.Sequential(layers)
+        >>> prunable_layers(model)
+        ['hidden']
     """
     if method not in ("weights", "units"):
         raise ValueError(f"method must be one of ['weights', 'units']. Received: method={method!r}")

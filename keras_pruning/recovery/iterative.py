@@ -105,6 +105,19 @@ def prune_iteratively(
         TypeError: If an argument is of the wrong type.
         ValueError: If the model is not compiled or not built, or the sparsities do not
             ascend within [0, 1].
+
+    Example:
+        >>> import numpy as np
+        >>> dense = keras.layers.Dense
+        >>> layers = [keras.Input((8,)), dense(10, name="hidden"), dense(3, name="out")]
+        >>> model = keras.Sequential(layers)
+        >>> model.compile("sgd", "mse")
+        >>> x, y = np.ones((16, 8)), np.ones((16, 3))
+        >>> table = prune_iteratively(model, x, y, sparsities=(0.5, 0.75), progress=False)
+        >>> table[["sparsity", "sparsity_measured"]]
+           sparsity  sparsity_measured
+        0      0.50               0.50
+        1      0.75               0.75
     """
     shares = _check_ascending(sparsities)
     check_count("epochs", epochs)

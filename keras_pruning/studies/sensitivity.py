@@ -72,6 +72,19 @@ def sensitivity_sweep(
         TypeError: If an argument is of the wrong type.
         ValueError: If the model is not compiled or not built, x and y differ in length,
             or a method, sparsity, score or layer is unknown or out of range.
+
+    Example:
+        >>> import numpy as np
+        >>> dense = keras.layers.Dense
+        >>> layers = [keras.Input((8,)), dense(10, name="hidden"), dense(3, name="out")]
+        >>> model = keras.Sequential(layers)
+        >>> model.compile("sgd", "mse")
+        >>> x, y = np.ones((16, 8)), np.ones((16, 3))
+        >>> table = sensitivity_sweep(model, x, y, sparsities=[0.5], progress=False)
+        >>> table[["layer", "sparsity", "sparsity_measured"]]
+            layer  sparsity  sparsity_measured
+        0  hidden       0.0                0.0
+        1  hidden       0.5                0.5
     """
     x, y = check_data(model, x, y)
     check_method(method)
