@@ -100,7 +100,7 @@ def shrink(
             alone, is one that Keras cannot save and load, or a subclass that cannot be
             called with symbolic tensors.
 
-    Example:
+    Examples:
         >>> dense = keras.layers.Dense
         >>> model = keras.Sequential([keras.Input((8,)), dense(10, name="hidden"), dense(3)])
         >>> _ = model.get_layer("hidden").kernel.assign(np.eye(8, 10))

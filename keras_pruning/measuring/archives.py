@@ -42,7 +42,7 @@ def save_compressed(
         ValueError: If it is not built, or the path ends otherwise.
         OSError: If the file cannot be written; an older one is left as it was.
 
-    Example:
+    Examples:
         >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(3)])
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     size = save_compressed(model, f"{folder}/model.keras")

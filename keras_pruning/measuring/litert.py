@@ -78,7 +78,7 @@ def export_litert(
             cannot write such a file, or if `sparse` is True and LiteRT does not run it.
         OSError: If the file cannot be written. An older one stays as it was, in all cases.
 
-    Example:
+    Examples:
         >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(3)])
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     export_litert(model, f"{folder}/model.tflite")
@@ -120,7 +120,7 @@ def litert_predict(path: str | os.PathLike[str], x: Any) -> npt.NDArray[Any]:
         ValueError: If it is no LiteRT file, has several inputs or outputs or quantised
             ones, or x has another shape than its input.
 
-    Example:
+    Examples:
         >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(3)])
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     _ = export_litert(model, f"{folder}/model.tflite")

@@ -37,7 +37,7 @@ class LitertReport(NamedTuple):
         sparse_inference: Whether XNNPACK would skip the zeros on ARM or WebAssembly, or the
             first of its rules that the graph breaks. By the rules alone: nothing was run.
 
-    Example:
+    Examples:
         >>> tensors = pd.DataFrame({"name": ["kernel"], "stored": ["CSR"], "zeros": [216]})
         >>> report = LitertReport(tensors, "no: LiteRT unpacks CSR")
         >>> report.tensors["stored"].tolist()
@@ -62,7 +62,7 @@ def litert_report(path: str | os.PathLike[str]) -> LitertReport:
         ImportError: If neither ai-edge-litert nor TensorFlow is installed.
         ValueError: If it is no LiteRT file.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> import keras
         >>> from keras_pruning import export_litert

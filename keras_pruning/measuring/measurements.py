@@ -40,7 +40,7 @@ _CALLS_A_TURN = 5  # timed calls of one model before it is the next one's turn
 class Latency:
     """Milliseconds of one call on a batch: the median and the quartiles of the timed calls.
 
-    Example:
+    Examples:
         >>> network = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
         >>> [latency] = measure(network, np.zeros((5, 3)), batch_sizes=[4], repeats=3).latencies
         >>> latency.batch_size, latency.lower_ms <= latency.median_ms <= latency.upper_ms
@@ -76,7 +76,7 @@ class Measurement:
         latencies: One `Latency` a batch size.
         n_threads: Threads that the computation may use.
 
-    Example:
+    Examples:
         >>> network = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
         >>> network.compile("sgd", "mse", metrics=["mae"])
         >>> found = measure(network, np.zeros((5, 3)), np.ones((5, 2)), repeats=1)
@@ -118,7 +118,7 @@ def measure(
         TypeError: As `compare`.
         ValueError: As `compare`.
 
-    Example:
+    Examples:
         >>> network = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
         >>> found = measure(network, np.zeros((5, 3)), repeats=1)
         >>> found.parameters, found.nonzero, found.multiply_adds
@@ -171,7 +171,7 @@ def compare(
             not suit a model, x and y differ in length, or `repeats` or a batch size is
             not a whole number from 1.
 
-    Example:
+    Examples:
         >>> network = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
         >>> models = {"dense": network, "sparse": SparseModel(network)}
         >>> compare(models, np.zeros((5, 3)), repeats=1)[["model", "multiply_adds"]]

@@ -50,7 +50,7 @@ def plot_class_accuracy(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
         TypeError: If `table` is no DataFrame.
         ValueError: If it is empty or a value lies outside [0, 1].
 
-    Example:
+    Examples:
         >>> import pandas as pd
         >>> from matplotlib.figure import Figure
         >>> table = pd.DataFrame({"dense": [0.9, 0.8], "pruned": [0.5, 0.7]}, index=["cat", "dog"])
@@ -90,7 +90,7 @@ def plot_savings(
         TypeError: If `table` is no DataFrame, or `labels` no mapping.
         ValueError: If one is empty, a column is missing, or a value is negative or infinite.
 
-    Example:
+    Examples:
         >>> import pandas as pd
         >>> table = pd.DataFrame({"MB": [9.6, 1.2]}, index=["dense", "pruned"])
         >>> figure = plot_savings(table, {"MB": "file, MB"})

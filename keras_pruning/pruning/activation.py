@@ -62,7 +62,7 @@ def activation_scores(
         ValueError: If the model is not built, or shows no graph and units are asked for; if
             `x` is empty, or the method is unknown.
 
-    Example:
+    Examples:
         >>> hidden = keras.layers.Dense(2, use_bias=False, name="hidden")
         >>> model = keras.Sequential([keras.Input((2,)), hidden, keras.layers.Dense(1)])
         >>> hidden.set_weights([np.array([[1.0, -2.0], [3.0, 0.5]])])

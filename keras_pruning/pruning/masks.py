@@ -58,7 +58,7 @@ def weight_mask(kernel: npt.ArrayLike, sparsity: float) -> BoolArray:
         TypeError: If `kernel` is not of a floating type or `sparsity` not a number.
         ValueError: If `sparsity` is outside [0, 1] or `kernel` holds NaN.
 
-    Example:
+    Examples:
         >>> weight_mask([[0.1, -3.0], [2.0, -0.5]], sparsity=0.5)
         array([[False,  True],
                [ True, False]])
@@ -93,7 +93,7 @@ def unit_mask(
         ValueError: If `sparsity` is outside [0, 1], `kernel` holds NaN or has no
             axis, or `order` is not positive.
 
-    Example:
+    Examples:
         >>> unit_mask([[0.1, 3.0, 1.0], [0.2, 4.0, 1.0]], sparsity=0.3)
         array([False,  True,  True])
     """
@@ -127,7 +127,7 @@ def n_of_m_mask(kernel: npt.ArrayLike, n: int, m: int, *, axis: int = -2) -> Boo
         ValueError: If `n` or `m` is out of range, `m` does not divide the axis, or
             `kernel` holds NaN or has fewer than two axes.
 
-    Example:
+    Examples:
         >>> n_of_m_mask([[0.1], [-3.0], [2.0], [0.5]], 2, 4).ravel()
         array([False,  True,  True, False])
     """
@@ -157,7 +157,7 @@ def unit_norms(
         TypeError: If `kernel` is not of a floating type.
         ValueError: If `kernel` holds NaN or has no axis, or `order` is not positive.
 
-    Example:
+    Examples:
         >>> unit_norms([[3.0, 0.0], [4.0, 1.0]])
         array([5., 1.])
     """

@@ -113,7 +113,7 @@ def prune_weights(
             outside [0, 1] or above what the pattern prunes, a kernel or score holds
             NaN, the pattern does not divide a kernel, or an option is unknown.
 
-    Example:
+    Examples:
         >>> dense = keras.layers.Dense
         >>> model = keras.Sequential([keras.Input((8,)), dense(10), dense(3)])
         >>> pruned = prune_weights(model, 0.75)
@@ -185,7 +185,7 @@ def prune_units(
         ValueError: As `prune_weights`; also if the output layer is named, or a layer
             without units.
 
-    Example:
+    Examples:
         >>> dense = keras.layers.Dense
         >>> model = keras.Sequential([keras.Input((8,)), dense(10), dense(3)])
         >>> hidden = prune_units(model, 0.6).layers[0]
@@ -222,7 +222,7 @@ def prunable_layers(
         ValueError: If the model is not built, the method unknown, or it cannot be told
             which layer is the output.
 
-    Example:
+    Examples:
         >>> dense = keras.layers.Dense
         >>> layers = [keras.Input((8,)), dense(10, name="hidden"), dense(3, name="out")]
         >>> model = keras.Sequential(layers)

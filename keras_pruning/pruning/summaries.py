@@ -42,7 +42,7 @@ def summary(model: keras.Model) -> pd.DataFrame:
         weights one by one. Weights of layers of your own that are no matrices, such as a
         class token, are never pruned; they come last, by their paths.
 
-    Example:
+    Examples:
         >>> dense = keras.layers.Dense
         >>> layers = [keras.Input((8,)), dense(10, name="hidden"), dense(3, name="out")]
         >>> model = keras.Sequential(layers)

@@ -61,7 +61,7 @@ def taylor_scores(
         ValueError: If the model is not compiled or not built, x and y differ in length,
             or the method is unknown.
 
-    Example:
+    Examples:
         >>> dense = keras.layers.Dense
         >>> layers = [keras.Input((8,)), dense(10, name="hidden"), dense(3, name="out")]
         >>> model = keras.Sequential(layers)

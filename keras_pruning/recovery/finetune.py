@@ -63,7 +63,7 @@ class KeepZeros(keras.callbacks.Callback):
         ValueError: When training begins: if the model is not built, has no layer with
             kernels, or a layer with LoRA enabled.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> layer = keras.layers.Dense(1, use_bias=False)
         >>> model = keras.Sequential([keras.Input((4,)), layer])
@@ -144,7 +144,7 @@ def keep_zeros(model: keras.Model) -> Iterator[keras.Model]:
         ValueError: If it is not built, not compiled, has no layer with kernels, or a layer
             with LoRA enabled.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> layer = keras.layers.Dense(1, use_bias=False)
         >>> model = keras.Sequential([keras.Input((4,)), layer])

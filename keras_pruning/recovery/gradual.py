@@ -80,7 +80,7 @@ class GradualPruning(KeepZeros):
             enabled or is pruned more than asked already, or the number of steps is unknown
             and needed. If `prune` does not return a model of the same weights.
 
-    Example:
+    Examples:
         >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(10, name="hidden"),
         ...                           keras.layers.Dense(1)])
         >>> model.compile("adam", "mse")
@@ -276,7 +276,7 @@ def polynomial_sparsity(
         TypeError: If a sparsity is not a number.
         ValueError: If an argument is out of range.
 
-    Example:
+    Examples:
         >>> [polynomial_sparsity(t, sparsity=0.5, begin=10, end=30) for t in (9, 10, 20, 30, 99)]
         [0.0, 0.0, 0.4375, 0.5, 0.5]
     """

@@ -65,7 +65,7 @@ def prune_in_steps(
         TypeError: As `reconstruct`; also if `layers` is a dict.
         ValueError: As `reconstruct`; also if the sparsity is 1, or an argument is unknown.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> dense = keras.layers.Dense
         >>> layers = [keras.Input((8,)), dense(10, name="hidden"), dense(3, name="out")]

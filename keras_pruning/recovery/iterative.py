@@ -41,7 +41,7 @@ def rewind(pruned: keras.Model, original: keras.Model) -> keras.Model:
         TypeError: If an argument is not a Keras model.
         ValueError: If the architectures differ or a model is not built.
 
-    Example:
+    Examples:
         >>> dense = keras.layers.Dense
         >>> model = keras.Sequential([keras.Input((8,)), dense(10), dense(3)])
         >>> ticket = rewind(prune_weights(model, 0.75), model)
@@ -106,7 +106,7 @@ def prune_iteratively(
         ValueError: If the model is not compiled or not built, or the sparsities do not
             ascend within [0, 1].
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> dense = keras.layers.Dense
         >>> layers = [keras.Input((8,)), dense(10, name="hidden"), dense(3, name="out")]

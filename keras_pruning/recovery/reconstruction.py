@@ -121,7 +121,7 @@ def reconstruct(
         ValueError: If the models differ in their layers, none of them can be refitted, `x` is
             empty or not finite or does not fit the model, or `damping` is not positive.
 
-    Example:
+    Examples:
         >>> x = np.random.default_rng(0).normal(size=(100, 8)).astype("float32")
         >>> original = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)])
         >>> kernel, bias = original.get_weights()

@@ -115,7 +115,7 @@ def experiment(
         ValueError: If an argument is empty or out of range, or a function cannot be imported.
         Exception: What a task raises, with a note of how far the experiment came.
 
-    Example:
+    Examples:
         >>> x = np.random.default_rng(0).normal(size=(32, 8))
         >>> def network():
         ...     model = keras.Sequential([keras.Input((8,)), *map(keras.layers.Dense, (10, 3))])

@@ -73,7 +73,7 @@ def sensitivity_sweep(
         ValueError: If the model is not compiled or not built, x and y differ in length,
             or a method, sparsity, score or layer is unknown or out of range.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> dense = keras.layers.Dense
         >>> layers = [keras.Input((8,)), dense(10, name="hidden"), dense(3, name="out")]
@@ -140,7 +140,7 @@ def suggest_sparsities(
         ValueError: If a column or the rows of sparsity 0 are missing, `max_drop` is
             negative, or the metric's name does not tell whether less of it is better.
 
-    Example:
+    Examples:
         >>> table = pd.DataFrame({"layer": ["a"] * 3 + ["b"] * 3, "sparsity": [0, 0.5, 0.9] * 2,
         ...                       "accuracy": [0.98, 0.98, 0.6, 0.98, 0.9, 0.97]})
         >>> suggest_sparsities(table)

@@ -56,7 +56,7 @@ def load_results(store: str | os.PathLike[str]) -> pd.DataFrame:
         FileNotFoundError: If there is no such folder.
         ValueError: If no result is finished in it.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> import keras
         >>> import numpy as np

@@ -146,7 +146,7 @@ def sparsity_sweep(
             length, or a method, sparsity or layer is unknown or out of range.
         Exception: What a worker raises; what is finished is in the store.
 
-    Example:
+    Examples:
         >>> dense = keras.layers.Dense
         >>> layers = [keras.Input((8,)), dense(10, name="hidden"), dense(3, name="out")]
         >>> model = keras.Sequential(layers)
