@@ -130,7 +130,8 @@ def run_blocks(blocks: list[tuple[str, str]], names: dict) -> dict:
     """The names that the code leaves; a block with a title is a file, run if it is a script."""
     path = {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     with warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)
+        # What the library says to the code's author; Keras may have words of its own.
+        warnings.filterwarnings("error", category=UserWarning, module="documentation")
         for title, code in blocks:
             if not title:
                 exec(compile(code, "documentation", "exec"), names)
@@ -152,9 +153,13 @@ def start_of(page: Path) -> dict:
     return {"__name__": "documentation", "keras": keras, **given, "model": model}
 
 
-SLOW = {"docs/guides/cluster.md": [pytest.mark.slow]}  # two processes that import Keras
+needs_litert = pytest.mark.skipif(
+    "litert" not in keras.Model.export.__doc__, reason="this Keras cannot write LiteRT files"
+)
+MARKS = {"docs/guides/small.md": [needs_litert]}
+MARKS["docs/guides/cluster.md"] = [pytest.mark.slow]  # two processes that import Keras
 WITH_CODE = [
-    pytest.param(page, id=name_of(page), marks=SLOW.get(name_of(page), []))
+    pytest.param(page, id=name_of(page), marks=MARKS.get(name_of(page), []))
     for page in PAGES
     if code_blocks(page)
 ]
@@ -228,6 +233,7 @@ def test_no_code_stands_in_a_fence_that_the_tests_pass_over():
     assert {fence.split()[0] for fence in sum(fences, [])} == {"python"}
 
 
+@needs_litert
 def test_the_commands_of_the_command_line_page_run(workplace, capsys):
     given = trained(dense)
     np.savez("train.npz", x=given["x"], y=given["y"])
