@@ -100,33 +100,33 @@ def shrink(
             alone, is one that Keras cannot save and load, or a subclass that cannot be
             called with symbolic tensors.
 
-    Example:
-    >>> dense = keras.layers.Dense
-    >>> model = keras.Sequential([keras.Input((8,)), dense(10, name="hidden"), dense(3)])
-    >>> _ = model.get_layer("hidden").kernel.assign(np.eye(8, 10))
-    >>> shrink(model).get_layer("hidden").units
-    8
+    Examples:
+        >>> dense = keras.layers.Dense
+        >>> model = keras.Sequential([keras.Input((8,)), dense(10, name="hidden"), dense(3)])
+        >>> _ = model.get_layer("hidden").kernel.assign(np.eye(8, 10))
+        >>> shrink(model).get_layer("hidden").units
+        8
 
-    A layer whose author says what its units are:
+        A layer whose author says what its units are:
 
-    >>> class Maxout(keras.layers.Layer):
-    ...     def __init__(self, width, **options):
-    ...         super().__init__(**options)
-    ...         self.width = width
-    ...     def build(self, shape):
-    ...         self.a = self.add_weight((shape[-1], self.width), name="a")
-    ...         self.b = self.add_weight((shape[-1], self.width), name="b")
-    ...     def call(self, x):
-    ...         return keras.ops.maximum(x @ self.a, x @ self.b)
-    ...     def get_config(self):
-    ...         return super().get_config() | {"width": self.width}
-    ...     def prunable_axes(self):
-    ...         return {"units": {"a": 1, "b": 1}, "inputs": {"a": 0, "b": 0}}
-    >>> model = keras.Sequential([keras.Input((8,)), Maxout(10, name="hidden"), dense(3)])
-    >>> _ = model.get_layer("hidden").a.assign(np.eye(8, 10))
-    >>> _ = model.get_layer("hidden").b.assign(np.eye(8, 10))
-    >>> shrink(model).get_layer("hidden").width
-    8
+        >>> class Maxout(keras.layers.Layer):
+        ...     def __init__(self, width, **options):
+        ...         super().__init__(**options)
+        ...         self.width = width
+        ...     def build(self, shape):
+        ...         self.a = self.add_weight((shape[-1], self.width), name="a")
+        ...         self.b = self.add_weight((shape[-1], self.width), name="b")
+        ...     def call(self, x):
+        ...         return keras.ops.maximum(x @ self.a, x @ self.b)
+        ...     def get_config(self):
+        ...         return super().get_config() | {"width": self.width}
+        ...     def prunable_axes(self):
+        ...         return {"units": {"a": 1, "b": 1}, "inputs": {"a": 0, "b": 0}}
+        >>> model = keras.Sequential([keras.Input((8,)), Maxout(10, name="hidden"), dense(3)])
+        >>> _ = model.get_layer("hidden").a.assign(np.eye(8, 10))
+        >>> _ = model.get_layer("hidden").b.assign(np.eye(8, 10))
+        >>> shrink(model).get_layer("hidden").width
+        8
     """
     with python_random_as_before():
         shrunken, table = _shrunken(model)

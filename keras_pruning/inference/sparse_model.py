@@ -88,10 +88,10 @@ class SparseModel:
         ValueError: If the model is not built, cannot be copied or has weights that are not
             finite; if `n_threads` is below 1.
 
-    Example:
-    >>> network = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
-    >>> SparseModel(network).predict(np.zeros((5, 3))).shape
-    (5, 2)
+    Examples:
+        >>> network = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+        >>> SparseModel(network).predict(np.zeros((5, 3))).shape
+        (5, 2)
     """
 
     def __init__(self, model: keras.Model, *, n_threads: int | None = None) -> None:

@@ -41,6 +41,14 @@ def save_compressed(
         TypeError: If `model` is not a Keras model.
         ValueError: If it is not built, or the path ends otherwise.
         OSError: If the file cannot be written; an older one is left as it was.
+
+    Examples:
+        >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(3)])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     size = save_compressed(model, f"{folder}/model.keras")
+        ...     again = keras.saving.load_model(f"{folder}/model.keras")
+        >>> again.count_params()
+        27
     """
     kernel_layers(model)  # raises unless this is a built Keras model
     path = Path(path)

@@ -77,6 +77,12 @@ def export_litert(
             that LiteRT lacks, if the path ends otherwise, if Keras's backend or version
             cannot write such a file, or if `sparse` is True and LiteRT does not run it.
         OSError: If the file cannot be written. An older one stays as it was, in all cases.
+
+    Examples:
+        >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(3)])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     export_litert(model, f"{folder}/model.tflite")
+        'dense float32'
     """
     kernel_layers(model)  # raises unless this is a built Keras model
     path = Path(path)
@@ -113,6 +119,14 @@ def litert_predict(path: str | os.PathLike[str], x: Any) -> npt.NDArray[Any]:
         ImportError: If neither package is installed.
         ValueError: If it is no LiteRT file, has several inputs or outputs or quantised
             ones, or x has another shape than its input.
+
+    Examples:
+        >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(3)])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = export_litert(model, f"{folder}/model.tflite")
+        ...     answers = litert_predict(f"{folder}/model.tflite", np.ones((4, 8)))
+        >>> np.allclose(answers, model.predict(np.ones((4, 8)), verbose=0), atol=1e-5)
+        True
     """
     content = Path(path).read_bytes()
     make = _interpreter_class()

@@ -36,6 +36,12 @@ class LitertReport(NamedTuple):
             where several share a byte).
         sparse_inference: Whether XNNPACK would skip the zeros on ARM or WebAssembly, or the
             first of its rules that the graph breaks. By the rules alone: nothing was run.
+
+    Examples:
+        >>> tensors = pd.DataFrame({"name": ["kernel"], "stored": ["CSR"], "zeros": [216]})
+        >>> report = LitertReport(tensors, "no: LiteRT unpacks CSR")
+        >>> report.tensors["stored"].tolist()
+        ['CSR']
     """
 
     tensors: pd.DataFrame
@@ -55,6 +61,17 @@ def litert_report(path: str | os.PathLike[str]) -> LitertReport:
         FileNotFoundError: If there is no such file.
         ImportError: If neither ai-edge-litert nor TensorFlow is installed.
         ValueError: If it is no LiteRT file.
+
+    Examples:
+        >>> import tempfile
+        >>> import keras
+        >>> from keras_pruning import export_litert
+        >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(3)])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = export_litert(model, f"{folder}/model.tflite")
+        ...     report = litert_report(f"{folder}/model.tflite")
+        >>> report.tensors["stored"].unique().tolist()
+        ['dense']
     """
     content = Path(path).read_bytes()
     schema = _schema()

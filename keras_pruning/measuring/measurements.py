@@ -38,7 +38,14 @@ _CALLS_A_TURN = 5  # timed calls of one model before it is the next one's turn
 
 @dataclass(frozen=True)
 class Latency:
-    """Milliseconds of one call on a batch: the median and the quartiles of the timed calls."""
+    """Milliseconds of one call on a batch: the median and the quartiles of the timed calls.
+
+    Examples:
+        >>> network = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+        >>> [latency] = measure(network, np.zeros((5, 3)), batch_sizes=[4], repeats=3).latencies
+        >>> latency.batch_size, latency.lower_ms <= latency.median_ms <= latency.upper_ms
+        (4, True)
+    """
 
     batch_size: int
     median_ms: float
@@ -68,6 +75,13 @@ class Measurement:
             less of a pruned model.
         latencies: One `Latency` a batch size.
         n_threads: Threads that the computation may use.
+
+    Examples:
+        >>> network = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+        >>> network.compile("sgd", "mse", metrics=["mae"])
+        >>> found = measure(network, np.zeros((5, 3)), np.ones((5, 2)), repeats=1)
+        >>> found.loss, found.metrics["mae"], found.multiply_adds
+        (1.0, 1.0, 6)
     """
 
     accuracy: float | None
@@ -104,11 +118,11 @@ def measure(
         TypeError: As `compare`.
         ValueError: As `compare`.
 
-    Example:
-    >>> network = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
-    >>> found = measure(network, np.zeros((5, 3)), repeats=1)
-    >>> found.parameters, found.nonzero, found.multiply_adds
-    (8, 6, 6)
+    Examples:
+        >>> network = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+        >>> found = measure(network, np.zeros((5, 3)), repeats=1)
+        >>> found.parameters, found.nonzero, found.multiply_adds
+        (8, 6, 6)
     """
     return _measure_all({"model": model}, x, y, batch_sizes, repeats)[0]
 
@@ -157,13 +171,13 @@ def compare(
             not suit a model, x and y differ in length, or `repeats` or a batch size is
             not a whole number from 1.
 
-    Example:
-    >>> network = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
-    >>> models = {"dense": network, "sparse": SparseModel(network)}
-    >>> compare(models, np.zeros((5, 3)), repeats=1)[["model", "multiply_adds"]]
-        model  multiply_adds
-    0   dense              6
-    1  sparse              6
+    Examples:
+        >>> network = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+        >>> models = {"dense": network, "sparse": SparseModel(network)}
+        >>> compare(models, np.zeros((5, 3)), repeats=1)[["model", "multiply_adds"]]
+            model  multiply_adds
+        0   dense              6
+        1  sparse              6
     """
     if not isinstance(models, Mapping):
         raise TypeError(

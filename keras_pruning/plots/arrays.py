@@ -61,6 +61,12 @@ def plot_weight_histograms(
     Raises:
         TypeError: If `kernels` is no mapping.
         ValueError: If it is empty, a kernel is empty or not finite, or a cut lies outside [0, 1].
+
+    Examples:
+        >>> kernel = np.random.default_rng(0).normal(size=(16, 3))
+        >>> figure = plot_weight_histograms({"hidden": kernel}, cuts=[0.9])
+        >>> len(figure.axes)
+        1
     """
     check_mapping(kernels, "kernels")
     sizes = {name: np.abs(_finite(name, kernel)).ravel() for name, kernel in kernels.items()}
@@ -105,6 +111,11 @@ def plot_masks(
         TypeError: If `masks` is no mapping or a mask is not boolean.
         ValueError: If `masks` or a mask is empty, a mask has fewer than two axes, or `max_size` is
             below 1.
+
+    Examples:
+        >>> figure = plot_masks({"hidden": np.array([[True, False], [True, False]])})
+        >>> figure.axes[0].get_title(loc="left").splitlines()
+        ['hidden', '2 × 2, 50.0 % zeros']
     """
     check_mapping(masks, "masks")
     for name, mask in masks.items():
@@ -141,7 +152,7 @@ def plot_matrix(
         TypeError: If `mask` is not boolean.
         ValueError: If `matrix` is empty or has not two axes, or `mask` has another shape.
 
-    Example:
+    Examples:
         >>> from matplotlib.figure import Figure
         >>> ax = plot_matrix([[1, -2]], mask=[[False, True]], ax=Figure().subplots())
         >>> [cell.get_text() for cell in ax.texts]
@@ -189,6 +200,12 @@ def plot_units_as_images(
     Raises:
         ValueError: If the shapes do not fit, a unit does not exist, or there are not as many
             titles as units.
+
+    Examples:
+        >>> kernel = np.random.default_rng(0).normal(size=(16, 3))
+        >>> figure = plot_units_as_images(kernel, (4, 4), units=[0, 2])
+        >>> len(figure.axes)  # two units and the colour bar
+        3
     """
     kernel = _finite("kernel", kernel)
     _check_image_kernel(kernel, image_shape)
@@ -231,6 +248,12 @@ def plot_images(
     Raises:
         TypeError: If `images` is not uint8.
         ValueError: If the shapes do not fit or a label has no name.
+
+    Examples:
+        >>> images = np.zeros((2, 4, 4), np.uint8)
+        >>> figure = plot_images(images, [1, 0], ["cat", "dog"], columns=2)
+        >>> [ax.get_title() for ax in figure.axes]
+        ['dog', 'cat']
     """
     images, labels = np.asarray(images), np.asarray(labels)
     _check_images(images, labels, class_names)

@@ -104,7 +104,7 @@ def plot_accuracy(
         TypeError: If `table` is no DataFrame.
         ValueError: If a column is missing, the table is empty, or a value lies outside [0, 1].
 
-    Example:
+    Examples:
         >>> import pandas as pd
         >>> from matplotlib.figure import Figure
         >>> table = pd.DataFrame({"sparsity": [0, 0.5, 0.9], "accuracy": [0.98, 0.97, 0.6]})
@@ -140,6 +140,13 @@ def plot_accuracy_panels(
     Raises:
         TypeError: If `tables` is no mapping, or one of them no DataFrame.
         ValueError: If there is no table, or one of them is refused by `plot_accuracy`.
+
+    Examples:
+        >>> import pandas as pd
+        >>> table = pd.DataFrame({"sparsity": [0, 0.5, 0.9], "accuracy": [0.98, 0.97, 0.6]})
+        >>> figure = plot_accuracy_panels({"MNIST": table.assign(method="units")})
+        >>> [ax.get_title(loc="left") for ax in figure.axes]
+        ['MNIST']
     """
     check_mapping(tables, "tables")
     for name, table in tables.items():
@@ -185,7 +192,7 @@ def plot_sensitivity(
         TypeError: If `table` is no DataFrame.
         ValueError: If a column is missing, the table is empty, or a value lies outside [0, 1].
 
-    Example:
+    Examples:
         >>> import pandas as pd
         >>> from matplotlib.figure import Figure
         >>> table = pd.DataFrame({"sparsity": [0, 0.5, 0.9], "accuracy": [0.98, 0.97, 0.6]})
@@ -227,6 +234,14 @@ def plot_speed(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     Raises:
         TypeError: If `table` is no DataFrame.
         ValueError: If a column is missing, the table is empty, or a value is out of range.
+
+    Examples:
+        >>> import pandas as pd
+        >>> from matplotlib.figure import Figure
+        >>> table = pd.DataFrame({"sparsity": [0.5, 0.9], "speedup": [0.8, 4.0]})
+        >>> ax = plot_speed(table.assign(method="weights"), ax=Figure().subplots())
+        >>> ax.get_yscale()
+        'log'
     """
     check_frame(table)
     check_columns(table, ("method", "sparsity", "speedup"))

@@ -44,6 +44,11 @@ def draw_network_pruning(
     Raises:
         ValueError: If there are fewer than two sizes, one is below 1, or `sparsity` lies outside
             [0, 1].
+
+    Examples:
+        >>> figure = draw_network_pruning(layer_sizes=(3, 4, 2))
+        >>> [ax.get_title() for ax in figure.axes]
+        ['dense network', 'weight pruning', 'unit pruning']
     """
     _check_layer_sizes(layer_sizes)
     check_share("sparsity", sparsity)

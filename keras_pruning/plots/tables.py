@@ -49,6 +49,14 @@ def plot_class_accuracy(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     Raises:
         TypeError: If `table` is no DataFrame.
         ValueError: If it is empty or a value lies outside [0, 1].
+
+    Examples:
+        >>> import pandas as pd
+        >>> from matplotlib.figure import Figure
+        >>> table = pd.DataFrame({"dense": [0.9, 0.8], "pruned": [0.5, 0.7]}, index=["cat", "dog"])
+        >>> ax = plot_class_accuracy(table, ax=Figure().subplots())
+        >>> [label.get_text() for label in ax.get_yticklabels()]  # the worst on top
+        ['cat', 'dog']
     """
     check_frame(table)
     check_shares("table", table.to_numpy(float))
@@ -81,6 +89,13 @@ def plot_savings(
     Raises:
         TypeError: If `table` is no DataFrame, or `labels` no mapping.
         ValueError: If one is empty, a column is missing, or a value is negative or infinite.
+
+    Examples:
+        >>> import pandas as pd
+        >>> table = pd.DataFrame({"MB": [9.6, 1.2]}, index=["dense", "pruned"])
+        >>> figure = plot_savings(table, {"MB": "file, MB"})
+        >>> [ax.get_title(loc="left") for ax in figure.axes]
+        ['file, MB']
     """
     check_frame(table)
     check_mapping(labels, "labels")

@@ -61,6 +61,14 @@ def activation_scores(
         TypeError: If `model` is no Keras model, or `x` holds no arrays.
         ValueError: If the model is not built, or shows no graph and units are asked for; if
             `x` is empty, or the method is unknown.
+
+    Examples:
+        >>> hidden = keras.layers.Dense(2, use_bias=False, name="hidden")
+        >>> model = keras.Sequential([keras.Input((2,)), hidden, keras.layers.Dense(1)])
+        >>> hidden.set_weights([np.array([[1.0, -2.0], [3.0, 0.5]])])
+        >>> x = np.array([[2.0, 0.0], [2.0, 2.0]])  # root mean squares: 2 and 1.41
+        >>> activation_scores(model, x)["hidden"][0].round(2).tolist()
+        [[2.0, 4.0], [4.24, 0.71]]
     """
     check_method(method)
     if batch_size is not None:

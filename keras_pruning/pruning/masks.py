@@ -58,10 +58,10 @@ def weight_mask(kernel: npt.ArrayLike, sparsity: float) -> BoolArray:
         TypeError: If `kernel` is not of a floating type or `sparsity` not a number.
         ValueError: If `sparsity` is outside [0, 1] or `kernel` holds NaN.
 
-    Example:
-    >>> weight_mask([[0.1, -3.0], [2.0, -0.5]], sparsity=0.5)
-    array([[False,  True],
-           [ True, False]])
+    Examples:
+        >>> weight_mask([[0.1, -3.0], [2.0, -0.5]], sparsity=0.5)
+        array([[False,  True],
+               [ True, False]])
     """
     kernel = check_floats(kernel, "kernel")
     (mask,) = masks_by_magnitude([kernel], num_pruned(kernel.size, sparsity))
@@ -93,9 +93,9 @@ def unit_mask(
         ValueError: If `sparsity` is outside [0, 1], `kernel` holds NaN or has no
             axis, or `order` is not positive.
 
-    Example:
-    >>> unit_mask([[0.1, 3.0, 1.0], [0.2, 4.0, 1.0]], sparsity=0.3)
-    array([False,  True,  True])
+    Examples:
+        >>> unit_mask([[0.1, 3.0, 1.0], [0.2, 4.0, 1.0]], sparsity=0.3)
+        array([False,  True,  True])
     """
     norms = unit_norms(kernel, order=order, axis=axis)
     (mask,) = masks_by_score([norms], num_pruned(norms.size, sparsity, at_least_one_left=True))
@@ -127,9 +127,9 @@ def n_of_m_mask(kernel: npt.ArrayLike, n: int, m: int, *, axis: int = -2) -> Boo
         ValueError: If `n` or `m` is out of range, `m` does not divide the axis, or
             `kernel` holds NaN or has fewer than two axes.
 
-    Example:
-    >>> n_of_m_mask([[0.1], [-3.0], [2.0], [0.5]], 2, 4).ravel()
-    array([False,  True,  True, False])
+    Examples:
+        >>> n_of_m_mask([[0.1], [-3.0], [2.0], [0.5]], 2, 4).ravel()
+        array([False,  True,  True, False])
     """
     kernel = check_floats(kernel, "kernel")
     return _n_of_m_by_key(_magnitude_keys(np.ascontiguousarray(kernel)), n, m, axis)
@@ -157,9 +157,9 @@ def unit_norms(
         TypeError: If `kernel` is not of a floating type.
         ValueError: If `kernel` holds NaN or has no axis, or `order` is not positive.
 
-    Example:
-    >>> unit_norms([[3.0, 0.0], [4.0, 1.0]])
-    array([5., 1.])
+    Examples:
+        >>> unit_norms([[3.0, 0.0], [4.0, 1.0]])
+        array([5., 1.])
     """
     kernel = check_floats(kernel, "kernel")
     if kernel.ndim == 0:

@@ -113,12 +113,12 @@ def prune_weights(
             outside [0, 1] or above what the pattern prunes, a kernel or score holds
             NaN, the pattern does not divide a kernel, or an option is unknown.
 
-    Example:
-    >>> dense = keras.layers.Dense
-    >>> model = keras.Sequential([keras.Input((8,)), dense(10), dense(3)])
-    >>> pruned = prune_weights(model, 0.75)
-    >>> [int((layer.get_weights()[0] == 0).sum()) for layer in pruned.layers]  # of 80 and 30
-    [60, 0]
+    Examples:
+        >>> dense = keras.layers.Dense
+        >>> model = keras.Sequential([keras.Input((8,)), dense(10), dense(3)])
+        >>> pruned = prune_weights(model, 0.75)
+        >>> [int((layer.get_weights()[0] == 0).sum()) for layer in pruned.layers]  # of 80 and 30
+        [60, 0]
     """
     layers, model = by_name(model, layers), without_lora(model)
     chosen = _chosen_for_weights(model, sparsity, scope, score, pattern, layers)
@@ -185,12 +185,12 @@ def prune_units(
         ValueError: As `prune_weights`; also if the output layer is named, or a layer
             without units.
 
-    Example:
-    >>> dense = keras.layers.Dense
-    >>> model = keras.Sequential([keras.Input((8,)), dense(10), dense(3)])
-    >>> hidden = prune_units(model, 0.6).layers[0]
-    >>> int((hidden.get_weights()[0] == 0).all(axis=0).sum())
-    6
+    Examples:
+        >>> dense = keras.layers.Dense
+        >>> model = keras.Sequential([keras.Input((8,)), dense(10), dense(3)])
+        >>> hidden = prune_units(model, 0.6).layers[0]
+        >>> int((hidden.get_weights()[0] == 0).all(axis=0).sum())
+        6
     """
     layers, model = by_name(model, layers), without_lora(model)
     masks = unit_masks(
@@ -221,6 +221,13 @@ def prunable_layers(
         TypeError: If `model` is not a Keras model.
         ValueError: If the model is not built, the method unknown, or it cannot be told
             which layer is the output.
+
+    Examples:
+        >>> dense = keras.layers.Dense
+        >>> layers = [keras.Input((8,)), dense(10, name="hidden"), dense(3, name="out")]
+        >>> model = keras.Sequential(layers)
+        >>> prunable_layers(model)
+        ['hidden']
     """
     if method not in ("weights", "units"):
         raise ValueError(f"method must be one of ['weights', 'units']. Received: method={method!r}")

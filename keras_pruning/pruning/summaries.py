@@ -41,6 +41,15 @@ def summary(model: keras.Model) -> pd.DataFrame:
         names it, and why. LoRA weights are counted as merged into their kernel, int4
         weights one by one. Weights of layers of your own that are no matrices, such as a
         class token, are never pruned; they come last, by their paths.
+
+    Examples:
+        >>> dense = keras.layers.Dense
+        >>> layers = [keras.Input((8,)), dense(10, name="hidden"), dense(3, name="out")]
+        >>> model = keras.Sequential(layers)
+        >>> summary(model)[["layer", "weights", "zeros", "units", "output"]]
+            layer  weights  zeros  units  output
+        0  hidden       80      0     10   False
+        1     out       30      0      3    True
     """
     model = without_lora(model)
     entries = kernel_layers(model)

@@ -60,6 +60,15 @@ def taylor_scores(
         TypeError: If `model` is not a Keras model.
         ValueError: If the model is not compiled or not built, x and y differ in length,
             or the method is unknown.
+
+    Examples:
+        >>> dense = keras.layers.Dense
+        >>> layers = [keras.Input((8,)), dense(10, name="hidden"), dense(3, name="out")]
+        >>> model = keras.Sequential(layers)
+        >>> model.compile("sgd", "mse")
+        >>> scores = taylor_scores(model, np.ones((4, 8)), np.ones((4, 3)))
+        >>> {name: [array.shape for array in arrays] for name, arrays in scores.items()}
+        {'hidden': [(8, 10)], 'out': [(10, 3)]}
     """
     x, y = check_data(model, x, y)
     check_method(method)

@@ -63,15 +63,15 @@ class KeepZeros(keras.callbacks.Callback):
         ValueError: When training begins: if the model is not built, has no layer with
             kernels, or a layer with LoRA enabled.
 
-    Example:
-    >>> import numpy as np
-    >>> layer = keras.layers.Dense(1, use_bias=False)
-    >>> model = keras.Sequential([keras.Input((4,)), layer])
-    >>> layer.set_weights([np.array([[0.0], [1.0], [0.0], [2.0]])])
-    >>> model.compile("adam", "mse")
-    >>> _ = model.fit(np.ones((32, 4)), np.ones(32), verbose=0, callbacks=[KeepZeros()])
-    >>> layer.get_weights()[0].ravel() != 0
-    array([False,  True, False,  True])
+    Examples:
+        >>> import numpy as np
+        >>> layer = keras.layers.Dense(1, use_bias=False)
+        >>> model = keras.Sequential([keras.Input((4,)), layer])
+        >>> layer.set_weights([np.array([[0.0], [1.0], [0.0], [2.0]])])
+        >>> model.compile("adam", "mse")
+        >>> _ = model.fit(np.ones((32, 4)), np.ones(32), verbose=0, callbacks=[KeepZeros()])
+        >>> layer.get_weights()[0].ravel() != 0
+        array([False,  True, False,  True])
     """
 
     def __init__(self) -> None:
@@ -144,16 +144,16 @@ def keep_zeros(model: keras.Model) -> Iterator[keras.Model]:
         ValueError: If it is not built, not compiled, has no layer with kernels, or a layer
             with LoRA enabled.
 
-    Example:
-    >>> import numpy as np
-    >>> layer = keras.layers.Dense(1, use_bias=False)
-    >>> model = keras.Sequential([keras.Input((4,)), layer])
-    >>> layer.set_weights([np.array([[0.0], [1.0], [0.0], [2.0]])])
-    >>> model.compile("adam", "mse")
-    >>> with keep_zeros(model):
-    ...     _ = model.train_on_batch(np.ones((8, 4)), np.ones(8))
-    >>> layer.get_weights()[0].ravel() != 0
-    array([False,  True, False,  True])
+    Examples:
+        >>> import numpy as np
+        >>> layer = keras.layers.Dense(1, use_bias=False)
+        >>> model = keras.Sequential([keras.Input((4,)), layer])
+        >>> layer.set_weights([np.array([[0.0], [1.0], [0.0], [2.0]])])
+        >>> model.compile("adam", "mse")
+        >>> with keep_zeros(model):
+        ...     _ = model.train_on_batch(np.ones((8, 4)), np.ones(8))
+        >>> layer.get_weights()[0].ravel() != 0
+        array([False,  True, False,  True])
     """
     around = _hold_of(model)
     if around is not None and around.until_next_fit:  # left by a fit that broke off

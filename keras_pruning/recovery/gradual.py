@@ -80,13 +80,13 @@ class GradualPruning(KeepZeros):
             enabled or is pruned more than asked already, or the number of steps is unknown
             and needed. If `prune` does not return a model of the same weights.
 
-    Example:
-    >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(10, name="hidden"),
-    ...                           keras.layers.Dense(1)])
-    >>> model.compile("adam", "mse")
-    >>> x, y, gradual = np.ones((64, 8)), np.ones((64, 1)), GradualPruning(0.75, every=1)
-    >>> model.fit(x, y, batch_size=8, verbose=0, callbacks=[gradual]).history["sparsity"]
-    [0.75]
+    Examples:
+        >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(10, name="hidden"),
+        ...                           keras.layers.Dense(1)])
+        >>> model.compile("adam", "mse")
+        >>> x, y, gradual = np.ones((64, 8)), np.ones((64, 1)), GradualPruning(0.75, every=1)
+        >>> model.fit(x, y, batch_size=8, verbose=0, callbacks=[gradual]).history["sparsity"]
+        [0.75]
     """
 
     def __init__(
@@ -276,9 +276,9 @@ def polynomial_sparsity(
         TypeError: If a sparsity is not a number.
         ValueError: If an argument is out of range.
 
-    Example:
-    >>> [polynomial_sparsity(t, sparsity=0.5, begin=10, end=30) for t in (9, 10, 20, 30, 99)]
-    [0.0, 0.0, 0.4375, 0.5, 0.5]
+    Examples:
+        >>> [polynomial_sparsity(t, sparsity=0.5, begin=10, end=30) for t in (9, 10, 20, 30, 99)]
+        [0.0, 0.0, 0.4375, 0.5, 0.5]
     """
     share = check_sparsity(sparsity)
     initial = _check_initial(initial_sparsity, {None: share})

@@ -64,6 +64,16 @@ def prune_in_steps(
     Raises:
         TypeError: As `reconstruct`; also if `layers` is a dict.
         ValueError: As `reconstruct`; also if the sparsity is 1, or an argument is unknown.
+
+    Examples:
+        >>> import numpy as np
+        >>> dense = keras.layers.Dense
+        >>> layers = [keras.Input((8,)), dense(10, name="hidden"), dense(3, name="out")]
+        >>> model = keras.Sequential(layers)
+        >>> x = np.random.default_rng(0).normal(size=(50, 8)).astype("float32")
+        >>> pruned = prune_in_steps(model, x, 0.75, steps=2, progress=False)
+        >>> [int((layer.get_weights()[0] == 0).sum()) for layer in pruned.layers]  # of 80 and 30
+        [60, 0]
     """
     check_method(method)
     check_count("steps", steps)

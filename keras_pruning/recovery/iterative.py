@@ -41,12 +41,12 @@ def rewind(pruned: keras.Model, original: keras.Model) -> keras.Model:
         TypeError: If an argument is not a Keras model.
         ValueError: If the architectures differ or a model is not built.
 
-    Example:
-    >>> dense = keras.layers.Dense
-    >>> model = keras.Sequential([keras.Input((8,)), dense(10), dense(3)])
-    >>> ticket = rewind(prune_weights(model, 0.75), model)
-    >>> [int((layer.get_weights()[0] == 0).sum()) for layer in ticket.layers]  # of 80 and 30
-    [60, 0]
+    Examples:
+        >>> dense = keras.layers.Dense
+        >>> model = keras.Sequential([keras.Input((8,)), dense(10), dense(3)])
+        >>> ticket = rewind(prune_weights(model, 0.75), model)
+        >>> [int((layer.get_weights()[0] == 0).sum()) for layer in ticket.layers]  # of 80 and 30
+        [60, 0]
     """
     _check_same_architecture(pruned, original)
     ticket = copy_model(original)
@@ -105,6 +105,19 @@ def prune_iteratively(
         TypeError: If an argument is of the wrong type.
         ValueError: If the model is not compiled or not built, or the sparsities do not
             ascend within [0, 1].
+
+    Examples:
+        >>> import numpy as np
+        >>> dense = keras.layers.Dense
+        >>> layers = [keras.Input((8,)), dense(10, name="hidden"), dense(3, name="out")]
+        >>> model = keras.Sequential(layers)
+        >>> model.compile("sgd", "mse")
+        >>> x, y = np.ones((16, 8)), np.ones((16, 3))
+        >>> table = prune_iteratively(model, x, y, sparsities=(0.5, 0.75), progress=False)
+        >>> table[["sparsity", "sparsity_measured"]]
+           sparsity  sparsity_measured
+        0      0.50               0.50
+        1      0.75               0.75
     """
     shares = _check_ascending(sparsities)
     check_count("epochs", epochs)

@@ -121,15 +121,15 @@ def reconstruct(
         ValueError: If the models differ in their layers, none of them can be refitted, `x` is
             empty or not finite or does not fit the model, or `damping` is not positive.
 
-    Example:
-    >>> x = np.random.default_rng(0).normal(size=(100, 8)).astype("float32")
-    >>> original = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)])
-    >>> kernel, bias = original.get_weights()
-    >>> pruned = keras.models.clone_model(original)
-    >>> pruned.set_weights([kernel * (np.abs(kernel) > 0.3), bias])
-    >>> mended = reconstruct(pruned, original, x, progress=False)
-    >>> int(np.count_nonzero(mended.get_weights()[0])) == int((np.abs(kernel) > 0.3).sum())
-    True
+    Examples:
+        >>> x = np.random.default_rng(0).normal(size=(100, 8)).astype("float32")
+        >>> original = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)])
+        >>> kernel, bias = original.get_weights()
+        >>> pruned = keras.models.clone_model(original)
+        >>> pruned.set_weights([kernel * (np.abs(kernel) > 0.3), bias])
+        >>> mended = reconstruct(pruned, original, x, progress=False)
+        >>> int(np.count_nonzero(mended.get_weights()[0])) == int((np.abs(kernel) > 0.3).sum())
+        True
     """
     result = copy_model(pruned)
     table = refit_in_place(

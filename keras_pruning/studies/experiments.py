@@ -114,6 +114,24 @@ def experiment(
         TypeError: If an argument is of the wrong type.
         ValueError: If an argument is empty or out of range, or a function cannot be imported.
         Exception: What a task raises, with a note of how far the experiment came.
+
+    Examples:
+        >>> x = np.random.default_rng(0).normal(size=(32, 8))
+        >>> def network():
+        ...     model = keras.Sequential([keras.Input((8,)), *map(keras.layers.Dense, (10, 3))])
+        ...     model.compile("sgd", "mse")
+        ...     return model
+        >>> table = experiment(
+        ...     data={"noise": lambda: ((x, x[:, :3]), (x, x[:, :3]))},
+        ...     networks={"small": lambda x, y, seed: network()},  # trained, in earnest
+        ...     methods=["weights"],
+        ...     sparsities=[0, 0.5],
+        ...     progress=False,
+        ... )
+        >>> table[["data", "network", "seed", "method", "sparsity", "nonzero"]]
+            data network  seed   method  sparsity  nonzero
+        0  noise   small     0  weights       0.0      110
+        1  noise   small     0  weights       0.5       70
     """
     tuning = {"none": None} if fine_tuning is None else fine_tuning
     check_count("points_per_task", points_per_task)

@@ -72,6 +72,19 @@ def sensitivity_sweep(
         TypeError: If an argument is of the wrong type.
         ValueError: If the model is not compiled or not built, x and y differ in length,
             or a method, sparsity, score or layer is unknown or out of range.
+
+    Examples:
+        >>> import numpy as np
+        >>> dense = keras.layers.Dense
+        >>> layers = [keras.Input((8,)), dense(10, name="hidden"), dense(3, name="out")]
+        >>> model = keras.Sequential(layers)
+        >>> model.compile("sgd", "mse")
+        >>> x, y = np.ones((16, 8)), np.ones((16, 3))
+        >>> table = sensitivity_sweep(model, x, y, sparsities=[0.5], progress=False)
+        >>> table[["layer", "sparsity", "sparsity_measured"]]
+            layer  sparsity  sparsity_measured
+        0  hidden       0.0                0.0
+        1  hidden       0.5                0.5
     """
     x, y = check_data(model, x, y)
     check_method(method)
@@ -127,18 +140,18 @@ def suggest_sparsities(
         ValueError: If a column or the rows of sparsity 0 are missing, `max_drop` is
             negative, or the metric's name does not tell whether less of it is better.
 
-    Example:
-    >>> table = pd.DataFrame({"layer": ["a"] * 3 + ["b"] * 3, "sparsity": [0, 0.5, 0.9] * 2,
-    ...                       "accuracy": [0.98, 0.98, 0.6, 0.98, 0.9, 0.97]})
-    >>> suggest_sparsities(table)
-    {'a': 0.5, 'b': 0.0}
+    Examples:
+        >>> table = pd.DataFrame({"layer": ["a"] * 3 + ["b"] * 3, "sparsity": [0, 0.5, 0.9] * 2,
+        ...                       "accuracy": [0.98, 0.98, 0.6, 0.98, 0.9, 0.97]})
+        >>> suggest_sparsities(table)
+        {'a': 0.5, 'b': 0.0}
 
-    Of a regression, with the loss:
+        Of a regression, with the loss:
 
-    >>> table = pd.DataFrame({"layer": ["a"] * 3, "sparsity": [0, 0.5, 0.9],
-    ...                       "loss": [2.0, 2.25, 7.5]})
-    >>> suggest_sparsities(table, max_drop=0.5)
-    {'a': 0.5}
+        >>> table = pd.DataFrame({"layer": ["a"] * 3, "sparsity": [0, 0.5, 0.9],
+        ...                       "loss": [2.0, 2.25, 7.5]})
+        >>> suggest_sparsities(table, max_drop=0.5)
+        {'a': 0.5}
     """
     if not isinstance(table, pd.DataFrame):
         raise TypeError(f"table must be a pandas DataFrame. Received: {type(table).__name__}")

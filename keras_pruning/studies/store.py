@@ -55,6 +55,21 @@ def load_results(store: str | os.PathLike[str]) -> pd.DataFrame:
     Raises:
         FileNotFoundError: If there is no such folder.
         ValueError: If no result is finished in it.
+
+    Examples:
+        >>> import tempfile
+        >>> import keras
+        >>> import numpy as np
+        >>> from keras_pruning import sparsity_sweep
+        >>> model = keras.Sequential([keras.Input((8,)), *map(keras.layers.Dense, (10, 3))])
+        >>> model.compile("sgd", "mse")
+        >>> data = np.ones((16, 8)), np.ones((16, 3))
+        >>> options = {"methods": ["units"], "sparsities": [0, 0.5], "progress": False}
+        >>> with tempfile.TemporaryDirectory() as store:
+        ...     _ = sparsity_sweep(model, *data, **options, store=store)
+        ...     table = load_results(store)
+        >>> table["sparsity_measured"].tolist()
+        [0.0, 0.5]
     """
     folder = Path(store)
     if not folder.is_dir():

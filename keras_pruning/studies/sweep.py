@@ -145,6 +145,19 @@ def sparsity_sweep(
         ValueError: If the model is not compiled or not built, x and y differ in
             length, or a method, sparsity or layer is unknown or out of range.
         Exception: What a worker raises; what is finished is in the store.
+
+    Examples:
+        >>> dense = keras.layers.Dense
+        >>> layers = [keras.Input((8,)), dense(10, name="hidden"), dense(3, name="out")]
+        >>> model = keras.Sequential(layers)
+        >>> model.compile("sgd", "mse")
+        >>> x, y = np.ones((16, 8)), np.ones((16, 3))
+        >>> options = {"methods": ["units"], "sparsities": [0, 0.5], "progress": False}
+        >>> table = sparsity_sweep(model, x, y, **options)
+        >>> table[["method", "sparsity", "sparsity_measured"]]
+          method  sparsity  sparsity_measured
+        0  units       0.0                0.0
+        1  units       0.5                0.5
     """
     x, y = check_data(model, x, y)
     check_count("repeats", repeats)

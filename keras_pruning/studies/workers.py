@@ -66,6 +66,11 @@ def local_processes(count: int, *, threads: int = 1) -> Iterator[ProcessPoolExec
     Raises:
         ValueError: If a number is not a whole number from 1.
         BrokenProcessPool: If the workers end as they begin, as they do without the guard.
+
+    Examples:
+        >>> with local_processes(1) as executor:
+        ...     executor.submit(sum, [1, 2]).result()
+        3
     """
     check_count("count", count)
     check_count("threads", threads)
@@ -122,6 +127,12 @@ def limit_threads(count: int) -> None:
 
     Raises:
         ValueError: If `count` is not a whole number from 1.
+
+    Examples:
+        >>> spawn = multiprocessing.get_context("spawn")  # its processes have computed nothing yet
+        >>> with ProcessPoolExecutor(1, spawn, limit_threads, (1,)) as executor:
+        ...     executor.submit(sum, [1, 2]).result()
+        3
     """
     check_count("count", count)
     from threadpoolctl import threadpool_limits

@@ -3,14 +3,17 @@
 Nothing is fetched: addresses are checked for their form, files for being there.
 """
 
-import importlib
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import nbformat
 import pandas as pd
 import pytest
+from nbformat.v4 import new_code_cell, new_notebook
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOK = "Model_pruning_exploration.ipynb"
@@ -19,12 +22,9 @@ BRANCH = "main"
 COLAB = f"https://colab.research.google.com/github/{SLUG}/blob/{BRANCH}/{NOTEBOOK}"
 BINDER = f"https://mybinder.org/v2/gh/{SLUG}/{BRANCH}?urlpath=lab/tree/{NOTEBOOK}"
 COMMANDS = {
-    "report": "python -m pip install -r requirements.txt && "
-    "python -m jupyter nbconvert --to html --execute "
-    "--HTMLExporter.preprocessors=nbconvert.preprocessors.CoalesceStreamsPreprocessor "
-    "--ExecutePreprocessor.store_widget_state=False "
-    f"--output-dir report {NOTEBOOK}",
-    "test": "python -m pip install -r requirements.txt -r requirements-dev.txt && python -m pytest",
+    "report": "pip install -r requirements.txt && "
+    f"jupyter nbconvert --config report.json {NOTEBOOK}",
+    "test": "pip install -r requirements-dev.txt && python -m pytest",
 }
 
 TARGET = r"\(\s*<?((?:[^()\s<>]|\([^()\s]*\))+)>?(?:\s+[\"'][^)]*)?\s*\)"
@@ -207,6 +207,23 @@ def test_readme_has_the_command_once(command):
     assert fenced_lines(readme_text()).count(command) == 1
 
 
+def test_the_report_has_the_last_line_of_a_progress_and_no_state_of_widgets(tmp_path):
+    # The options stand in a file, so that README's command is short.
+    shutil.copy(ROOT / "report.json", tmp_path)
+    code = "import time\nprint('50 %', end='', flush=True)\ntime.sleep(1)\nprint('\\r100 %')"
+    shown = "import ipywidgets\nipywidgets.IntSlider()"
+    notebook = new_notebook(cells=[new_code_cell(code), new_code_cell(shown)])
+    nbformat.write(notebook, tmp_path / "small.ipynb")
+    command = [sys.executable, "-m", "jupyter", *COMMANDS["report"].split(" jupyter ")[1].split()]
+    command[-1] = "small.ipynb"
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    report = (tmp_path / "report" / "small.html").read_text(encoding="utf-8")
+    outputs = re.findall(r"<pre>([^<]*%[^<]*)</pre>", report)
+    assert [output.strip() for output in outputs] == ["100 %"]
+    assert "jupyter.widget-state+json" not in report
+
+
 # ---- the checks themselves, on samples
 
 
@@ -273,14 +290,6 @@ def test_commands_are_read_from_fenced_blocks_only():
 
 
 # ---- numbers
-
-
-def test_the_readmes_table_of_five_seeds_is_that_of_the_csv_file(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    five_seeds = importlib.import_module("five_seeds")
-    table = five_seeds.markdown(five_seeds.read_table())
-    assert table in (ROOT / "README.md").read_text(encoding="utf-8")
-    assert len(table.splitlines()) == 2 + 2 * (4 * 2 + 1)  # four methods twice, and a control
 
 
 NOTEBOOK_OF_FIVE = {  # what the notebook says of the five networks, with numbers of the table
