@@ -410,42 +410,40 @@ function submatrix(matrix, size, places) {
   return part;
 }
 
-/** The lower factor L of a positive definite matrix A = L L^T, in the place of A. */
+/** The upper factor U of a positive definite matrix A = U^T U, in the upper half of A. */
 function cholesky(matrix, size) {
   for (let i = 0; i < size; i++) {
-    for (let j = 0; j <= i; j++) {
-      const value = matrix[i * size + j] - dot(matrix, i * size, j * size, j);
-      matrix[i * size + j] = i === j ? Math.sqrt(value) : value / matrix[j * size + j];
+    const row = i * size;
+    let k = 0;
+    for (; k + 4 <= i; k += 4) { // four rows at a time: a quarter of the stores
+      const k0 = k * size, k1 = k0 + size, k2 = k1 + size, k3 = k2 + size;
+      const u0 = matrix[k0 + i], u1 = matrix[k1 + i], u2 = matrix[k2 + i], u3 = matrix[k3 + i];
+      for (let j = i; j < size; j++) {
+        matrix[row + j] -=
+          u0 * matrix[k0 + j] + u1 * matrix[k1 + j] + u2 * matrix[k2 + j] + u3 * matrix[k3 + j];
+      }
     }
+    for (; k < i; k++) {
+      const u = matrix[k * size + i];
+      for (let j = i; j < size; j++) matrix[row + j] -= u * matrix[k * size + j];
+    }
+    const root = Math.sqrt(matrix[row + i]);
+    for (let j = i; j < size; j++) matrix[row + j] /= root;
   }
   return matrix;
 }
 
-/** Dot product of two runs of an array; four sums, which a processor adds at the same time. */
-function dot(array, a, b, length) {
-  let [s0, s1, s2, s3] = [0, 0, 0, 0];
-  let k = 0;
-  for (; k + 4 <= length; k += 4) {
-    s0 += array[a + k] * array[b + k];
-    s1 += array[a + k + 1] * array[b + k + 1];
-    s2 += array[a + k + 2] * array[b + k + 2];
-    s3 += array[a + k + 3] * array[b + k + 3];
-  }
-  for (; k < length; k++) s0 += array[a + k] * array[b + k];
-  return s0 + s1 + s2 + s3;
-}
-
-/** The solution of L L^T d = goal, in the place of the goal. */
+/** The solution d of U^T U d = goal, in the place of the goal. */
 function solve(factor, goal) {
   const size = goal.length;
   for (let i = 0; i < size; i++) {
-    let value = goal[i];
-    for (let k = 0; k < i; k++) value -= factor[i * size + k] * goal[k];
-    goal[i] = value / factor[i * size + i];
+    goal[i] /= factor[i * size + i];
+    for (let j = i + 1; j < size; j++) goal[j] -= factor[i * size + j] * goal[i];
   }
   for (let i = size - 1; i >= 0; i--) {
-    goal[i] /= factor[i * size + i];
-    for (let k = 0; k < i; k++) goal[k] -= factor[i * size + k] * goal[i];
+    let value = goal[i];
+    for (let j = i + 1; j < size; j++) value -= factor[i * size + j] * goal[j];
+    goal[i] = value / factor[i * size + i];
   }
   return goal;
 }
@@ -475,27 +473,53 @@ function subtractRow(vector, matrix, a, factor) {
 // ---- in a worker
 
 /**
- * Answers a page: first {layers, images, count}, then pruned networks {id, pruned}, of which only
- * the newest is worked on. Sends {id, done} now and then and {id, refitted} at the end.
+ * Works for a page: gets {layers, images, calibration} and then jobs {setting, pruned, reconstruct},
+ * of which only the newest matters. For a job it sends {setting, found}, the answers to the images;
+ * if it is to reconstruct, now and then {setting, done}, and at the end {setting, refitted, found}.
+ * It knows no labels.
  */
-function serveReconstructions() {
-  let original = null;
-  let newest = 0;
-  onmessage = async ({ data }) => {
+function serve() {
+  let given, original; // `original` is what a reconstruction needs, computed when first needed
+  let newest = null;
+  let isWorking = false;
+  const nextTask = () => new Promise((resolve) => setTimeout(resolve)); // lets newer jobs in
+  const foundBy = (layers) => {
+    const { images } = given;
+    const classes = layers.at(-1).units;
+    return answers(probabilities(layers, images, images.length / layers[0].inputs), classes);
+  };
+
+  onmessage = ({ data }) => {
     if (data.layers) {
-      original = listen(data.layers, data.images, data.count);
+      given = data;
       return;
     }
-    const { id, pruned } = data;
-    newest = id;
-    let last = performance.now();
-    const refitted = await reconstruct(pruned, original, async (done) => {
-      if (performance.now() - last < 40) return false; // milliseconds
-      postMessage({ id, done });
-      await new Promise((resolve) => setTimeout(resolve)); // lets a newer request in
-      last = performance.now();
-      return newest !== id;
-    });
-    if (refitted) postMessage({ id, refitted });
+    newest = data;
+    if (!isWorking) work();
   };
+
+  async function work() {
+    isWorking = true;
+    for (let job = null; job !== newest; ) {
+      await nextTask();
+      job = newest;
+      postMessage({ setting: job.setting, found: foundBy(job.pruned) });
+      if (job.reconstruct) await refit(job);
+    }
+    isWorking = false;
+  }
+
+  async function refit(job) {
+    const { layers, calibration } = given;
+    original ??= listen(layers, calibration, calibration.length / layers[0].inputs);
+    let last = performance.now();
+    const refitted = await reconstruct(job.pruned, original, async (done) => {
+      if (performance.now() - last < 40) return false; // milliseconds
+      postMessage({ setting: job.setting, done });
+      await nextTask();
+      last = performance.now();
+      return job !== newest;
+    });
+    if (refitted) postMessage({ setting: job.setting, refitted, found: foundBy(refitted) });
+  }
 }

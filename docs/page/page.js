@@ -61,17 +61,15 @@ function toShares(bytes) {
 
 // ---- state
 
-let dense; // {layers, probabilities, answers, right, costs} of the network as it was trained
-let shown; // the same of the pruned network, with {method, sparsity, refitted}
+let dense; // the network as it was trained: {layers, masks, costs, found, right}
+let shown; // the same of the pruned network, with {setting, reconstruct, refitted}
 let test; // {images, labels, count}
+let worker; // answers the test images, and reconstructs
 const orders = {}; // by method: what goes first
+const trail = new Map(); // circles of the chart, by setting
 const strokes = []; // of a drawn digit: lists of points [x, y] in [0, 1]
-const trail = new Map(); // setting to the accuracy found there
 let drawn = false; // or else a test image is looked at
 let seen = new Float32Array(PIXELS); // the image that is looked at
-let solver;
-let request = 0; // number of the newest reconstruction asked for
-let solving = false;
 
 const settings = () => ({
   method: document.querySelector('input[name="method"]:checked').value,
@@ -80,49 +78,54 @@ const settings = () => ({
 });
 const imageNumber = () => byId("image").valueAsNumber - 1;
 
-/** A network with its answers to all test images, and what it costs. */
+/** A network with its masks and what it costs; its answers to the test images come later. */
 function examined(layers, method) {
-  const y = probabilities(layers, test.images, test.count);
-  const found = answers(y, CLASSES);
-  const right = found.reduce((n, answer, i) => n + (answer === test.labels[i]), 0);
   const masks = masksOf(layers, method);
-  return { layers, masks, probabilities: y, answers: found, right, costs: costs(layers, masks, method) };
+  return { layers, masks, costs: costs(layers, masks, method), found: null };
 }
+
+const countRight = (found) => found.reduce((n, answer, i) => n + (answer === test.labels[i]), 0);
 
 // ---- moves
 
-/** A setting was moved: prunes anew, shows it, and asks for the reconstruction if it is on. */
+/** A setting was moved: prunes anew, shows it, and asks the worker for what takes longer. */
 function move() {
   const { method, sparsity, reconstruct } = settings();
-  byId("sparsity-value").textContent = `${Math.round(100 * sparsity)} %`;
   orders[method] ??= removalOrders(dense.layers, method);
   const pruned = prune(dense.layers, method, orders[method], sparsity);
-  shown = { ...examined(pruned, method), method, sparsity, refitted: false };
-  request++;
-  solving = reconstruct && sparsity > 0;
-  if (solving) solver.postMessage({ id: request, pruned });
-  byId("solving").textContent = solving ? "refitting …" : "";
+  const setting = { id: (shown?.setting.id ?? 0) + 1, method, sparsity };
+  shown = { ...examined(pruned, method), setting, reconstruct: reconstruct && sparsity > 0, refitted: false };
+  worker.postMessage({ setting, pruned, reconstruct: shown.reconstruct });
+  byId("sparsity-value").textContent = `${Math.round(100 * sparsity)} %`;
+  byId("solving").textContent = shown.reconstruct ? "refitting …" : "";
   show();
 }
 
-/** The solver has got on, or has ended. */
-function solved({ id, done, refitted }) {
-  if (id !== request) return; // of a setting that was left
-  if (!refitted) {
-    byId("solving").textContent = `refitting … ${Math.round(100 * done)} %`;
-    return;
+/** The worker has answered the test images, has got on with a reconstruction, or has ended it. */
+function received({ setting, found, done, refitted = null }) {
+  const isNewest = setting.id === shown.setting.id; // or else of a setting that was left since
+  if (isNewest && done) byId("solving").textContent = `refitting … ${Math.round(100 * done)} %`;
+  if (isNewest && refitted) {
+    shown = { ...shown, ...examined(refitted, setting.method), refitted: true };
+    byId("solving").textContent = "refitted";
+    show();
   }
-  solving = false;
-  byId("solving").textContent = "refitted";
-  shown = { ...shown, ...examined(refitted, shown.method), refitted: true };
-  show();
+  if (!found) return;
+  const right = countRight(found);
+  showTrail(setting, refitted !== null, right);
+  showAccuracy(right, isNewest);
+  if (isNewest) Object.assign(shown, { found, right });
+  byId("mistake").disabled = nextBroken() < 0;
 }
+
+/** Whether the worker still owes something to the setting that is shown. */
+const isWaiting = () => !shown.found || shown.refitted !== shown.reconstruct;
 
 function show() {
-  showNumbers();
+  showCosts();
   showMasks();
-  showTrail();
   showAnswer();
+  showAccuracy(null, false);
 }
 
 // ---- the digit
@@ -141,9 +144,9 @@ function chooseImage(number) {
 /** The next test image that the dense network reads right and the pruned one wrong, or -1. */
 function nextBroken() {
   const here = drawn ? -1 : imageNumber();
-  for (let step = 1; step <= test.count; step++) {
-    const i = (here + step + test.count) % test.count;
-    if (dense.answers[i] === test.labels[i] && shown.answers[i] !== test.labels[i]) return i;
+  for (let step = 1; shown.found && step <= test.count; step++) {
+    const i = (here + step) % test.count;
+    if (dense.found[i] === test.labels[i] && shown.found[i] !== test.labels[i]) return i;
   }
   return -1;
 }
@@ -290,17 +293,22 @@ function showWords(rows, found, isEmpty) {
   if (lines.textContent !== byId("words").textContent) byId("words").replaceChildren(...lines.children);
 }
 
-function showNumbers() {
+function showCosts() {
   const texts = {
-    accuracy: ({ right }) => percent(right / test.count),
-    bytes: ({ costs: { bytes } }) => `${(bytes / 1000).toLocaleString("en", ONE_DECIMAL)} kB`,
-    multiplications: ({ costs: { multiplications } }) => multiplications.toLocaleString("en"),
+    bytes: ({ bytes }) => `${(bytes / 1000).toLocaleString("en", ONE_DECIMAL)} kB`,
+    multiplications: ({ multiplications }) => multiplications.toLocaleString("en"),
   };
   for (const [id, text] of Object.entries(texts)) {
     const cells = byId(id).querySelectorAll("td");
-    [dense, shown].forEach((network, k) => (cells[k].textContent = text(network)));
+    [dense, shown].forEach(({ costs }, k) => (cells[k].textContent = text(costs)));
   }
-  byId("mistake").disabled = nextBroken() < 0;
+}
+
+/** Until the accuracy of a new setting is known, the last one stands there, in grey. */
+function showAccuracy(right, isNewest) {
+  const cell = byId("accuracy").querySelector("td:last-child");
+  cell.classList.toggle("old", !isNewest);
+  if (right !== null) cell.textContent = percent(right / test.count);
 }
 
 /** Red, green and blue of a colour of the style sheet. */
@@ -363,7 +371,7 @@ function largeWeight({ kernel }) {
 }
 
 const NAMESPACE = "http://www.w3.org/2000/svg";
-const CHART = { left: 34, right: 350, top: 10, bottom: 160 };
+const CHART = { left: 34, right: 350, top: 28, bottom: 168 };
 const chartX = (sparsity) => CHART.left + sparsity * (CHART.right - CHART.left);
 const chartY = (accuracy) => CHART.bottom - accuracy * (CHART.bottom - CHART.top);
 
@@ -383,13 +391,12 @@ function drawAxes() {
     draw("text", { x, y: bottom + 14, "text-anchor": "middle" }, 100 * share);
   }
   draw("text", { x: right, y: bottom + 28, "text-anchor": "end" }, "sparsity, %");
-  draw("text", { x: left + 4, y: chartY(0) - 5 }, "accuracy on the test images, %");
+  draw("text", { x: 4, y: 12 }, "right on the test images, %");
   const y = chartY(dense.right / test.count);
   draw("line", { class: "level", x1: left, x2: right, y1: y, y2: y });
 }
 
-function showTrail() {
-  const { method, sparsity, refitted, right } = shown;
+function showTrail({ method, sparsity }, refitted, right) {
   const key = [method, sparsity, refitted].join();
   if (!trail.has(key)) {
     const place = { cx: chartX(sparsity), cy: chartY(right / test.count), r: 3 };
@@ -405,21 +412,25 @@ function showTrail() {
 
 async function start() {
   const arrays = await readArrays();
+  const [images, labels] = [toShares(arrays.test_images), arrays.test_labels];
   const layers = networkOf(arrays);
   layers.forEach((layer) => (layer.largest = largeWeight(layer)));
-  test = { images: toShares(arrays.test_images), labels: arrays.test_labels, count: arrays.test_labels.length };
+  test = { images, labels, count: labels.length };
   dense = examined(layers, "weights");
-  const images = toShares(arrays.calibration_images);
-  const program = `${byId("network").textContent}\nserveReconstructions();`;
-  solver = new Worker(URL.createObjectURL(new Blob([program], { type: "text/javascript" })));
-  solver.onmessage = ({ data }) => solved(data);
-  solver.postMessage({ layers, images, count: images.length / PIXELS });
+  dense.found = answers(probabilities(layers, images, test.count), CLASSES);
+  dense.right = countRight(dense.found);
+  const program = `${byId("network").textContent}\nserve();`;
+  worker = new Worker(URL.createObjectURL(new Blob([program], { type: "text/javascript" })));
+  worker.onmessage = ({ data }) => received(data);
+  worker.postMessage({ layers, images, calibration: toShares(arrays.calibration_images) });
   for (let digit = 0; digit < CLASSES; digit++) {
     const bar = make("div", byId("bars"));
     bar.dataset.digit = digit;
     for (const name of ["dense", "pruned"]) make("i", bar).className = name;
   }
+  byId("accuracy").querySelector("td").textContent = percent(dense.right / test.count);
   drawAxes();
+  orders.random = removalOrders(layers, "random"); // takes long enough to be felt in a move
   move();
   chooseImage(imageNumber() || 0); // a browser may have kept the number
   listenToVisitor();
@@ -430,7 +441,10 @@ function listenToVisitor() {
   byId("clear").addEventListener("click", clearPad);
   byId("previous").addEventListener("click", () => chooseImage(imageNumber() - 1));
   byId("next").addEventListener("click", () => chooseImage(imageNumber() + 1));
-  byId("mistake").addEventListener("click", () => chooseImage(nextBroken()));
+  byId("mistake").addEventListener("click", () => {
+    const i = nextBroken();
+    if (i >= 0) chooseImage(i); // none while the worker has not answered
+  });
   byId("image").addEventListener("input", () => {
     if (byId("image").checkValidity() && byId("image").value) chooseImage(imageNumber());
   });
@@ -444,13 +458,15 @@ function listenToVisitor() {
 }
 
 /**
- * What a test needs: `ready`, a promise; `dense` and `shown`, the networks as `examined` returns
- * them; `seen`, the image that is looked at; `solving`, whether a reconstruction is awaited.
+ * What a test needs: `ready`, a promise; `dense` and `shown`, the networks with what is known of
+ * them; `seen`, the image that is looked at; `test`, the test images; `waiting`, whether the worker
+ * has not yet answered.
  */
 window.page = {
   ready: start(),
   get dense() { return dense; },
   get shown() { return shown; },
   get seen() { return seen; },
-  get solving() { return solving; },
+  get test() { return test; },
+  get waiting() { return isWaiting(); },
 };
