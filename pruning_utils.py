@@ -1,7 +1,6 @@
 """Helper module of the pruning tutorial: data sets, the dense network, its training.
 
-The pruning is done by the library `keras_pruning`, whose functions are passed on, so that
-`import pruning_utils as pu` is enough. Its two rules stand in `keras_pruning/pruning/masks.py`.
+The pruning is the library's, passed on; its two rules stand in `keras_pruning/pruning/masks.py`.
 """
 
 from __future__ import annotations
@@ -76,8 +75,8 @@ def load_dataset(
     data = _load_digits() if name == "digits" else _load_with_tfds(name)
     train_size = _check_size("train_size", train_size, data.x_train, data.title)
     test_size = _check_size("test_size", test_size, data.x_test, data.title)
-    sizes = {"training": train_size, "test": test_size}
-    parts = " and ".join(f"{size:,} {part}" for part, size in sizes.items() if size)
+    sizes = ((train_size, "training"), (test_size, "test"))
+    parts = " and ".join(f"{size:,} {part}" for size, part in sizes if size)
     return replace(
         data,
         title=f"{data.title}, first {parts} images" if parts else data.title,
@@ -182,9 +181,9 @@ def train(
     schedule = keras.optimizers.schedules.CosineDecay(learning_rate, epochs * steps)
     cross_entropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     network.compile(keras.optimizers.Adam(schedule), cross_entropy, metrics=["accuracy"])
-    shown = [*callbacks, keras.callbacks.LambdaCallback(on_epoch_end=after_epoch)]
+    callbacks = [*callbacks, keras.callbacks.LambdaCallback(on_epoch_end=after_epoch)]
     start = time.perf_counter()
-    network.fit(data.x_train, data.y_train, batch_size, epochs, verbose=0, callbacks=shown)
+    network.fit(data.x_train, data.y_train, batch_size, epochs, verbose=0, callbacks=callbacks)
     seconds = time.perf_counter() - start
     # The schedule has ended at 0, and Adam's moments would triple the size of a saved file.
     network.compile(keras.optimizers.SGD(learning_rate), cross_entropy, metrics=["accuracy"])
