@@ -1,8 +1,6 @@
 """Helper module of the pruning tutorial: data sets, the dense network, its training.
 
-The pruning is done by the library `keras_pruning`, whose functions are passed on, so that
-`import pruning_utils as pu` is enough. Its two rules stand in `keras_pruning/pruning/masks.py`:
-`weight_mask` keeps the weights of the largest magnitude, `unit_mask` the units of the largest norm.
+The pruning is the library's, passed on; its two rules stand in `keras_pruning/pruning/masks.py`.
 """
 
 from __future__ import annotations
@@ -10,9 +8,10 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,9 +27,8 @@ from keras_pruning import (
     sensitivity_sweep, shrink, sparsity_sweep, suggest_sparsities, summary, unit_mask, weight_mask,
 )
 from keras_pruning.plots import (
-    draw_network_pruning, plot_accuracy, plot_accuracy_panels, plot_class_accuracy, plot_images,
-    plot_masks, plot_matrix, plot_savings, plot_sensitivity, plot_speed, plot_units_as_images,
-    plot_weight_histograms,
+    draw_network_pruning, plot_accuracy_panels, plot_class_accuracy, plot_images, plot_matrix,
+    plot_savings, plot_sensitivity, plot_speed, plot_units_as_images, plot_weight_histograms,
 )
 # fmt: on
 
@@ -58,11 +56,6 @@ class Dataset:
         """Shape of one image, `(height, width)`."""
         return self.x_train.shape[1:]
 
-    @property
-    def num_classes(self) -> int:
-        """Number of classes."""
-        return len(self.class_names)
-
 
 class DataUnavailableError(RuntimeError):
     """A data set is damaged, or neither prepared nor to be downloaded; the message says more."""
@@ -82,8 +75,8 @@ def load_dataset(
     data = _load_digits() if name == "digits" else _load_with_tfds(name)
     train_size = _check_size("train_size", train_size, data.x_train, data.title)
     test_size = _check_size("test_size", test_size, data.x_test, data.title)
-    sizes = {"training": train_size, "test": test_size}
-    parts = " and ".join(f"{size:,} {part}" for part, size in sizes.items() if size)
+    sizes = ((train_size, "training"), (test_size, "test"))
+    parts = " and ".join(f"{size:,} {part}" for size, part in sizes if size)
     return replace(
         data,
         title=f"{data.title}, first {parts} images" if parts else data.title,
@@ -148,10 +141,10 @@ def build_dense_network(
 
 
 class TrainingResult(NamedTuple):
-    """Outcome of `train`: accuracy in [0, 1] and cross-entropy in nats of the test images."""
+    """What `train` returns."""
 
-    accuracy: float
-    loss: float
+    accuracy: float  # in [0, 1], of the test images
+    loss: float  # their cross-entropy in nats
     epochs: int
     seconds: float  # of the training alone
 
@@ -170,35 +163,42 @@ def train(
     """Trains a network that gives one logit a class, in place, and tests it.
 
     Adam minimises the cross-entropy, and a cosine takes the learning rate down to 0 (Loshchilov &
-    Hutter 2017). Afterwards the network is compiled with plain SGD, for a `fit` of your own. No
-    `epochs` are 5, or as many as 500 steps need where images are few. The seed fixes the order of
-    the images. Callbacks are Keras's, such as `KeepZeros()`.
+    Hutter 2017). Afterwards it is compiled with plain SGD, for a `fit` of your own. No `epochs` are
+    5, or as many as 500 steps need where images are few. The seed fixes the order of the images.
     """
     _check_data(network, data)
     if not 0 < learning_rate < math.inf:
         raise ValueError(f"learning_rate must be a positive number, received {learning_rate!r}.")
     steps = math.ceil(len(data.x_train) / _whole("batch_size", batch_size))  # an epoch
     epochs = max(5, math.ceil(500 / steps)) if epochs is None else _whole("epochs", epochs)
+    show = _line() if verbose else lambda text: None
 
-    def show(epoch: int, logs: dict[str, float]) -> None:
+    def after_epoch(epoch: int, logs: dict[str, float]) -> None:
         progress = f"epoch {epoch + 1}/{epochs}, loss {logs['loss']:.3f}"
-        print(f"\r{data.title}: {progress}, accuracy {logs['accuracy']:.2%}", end="", flush=True)
+        show(f"{data.title}: {progress}, accuracy {logs['accuracy']:.2%}")
 
     keras.utils.set_random_seed(seed)
     schedule = keras.optimizers.schedules.CosineDecay(learning_rate, epochs * steps)
     cross_entropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     network.compile(keras.optimizers.Adam(schedule), cross_entropy, metrics=["accuracy"])
-    shown = [*callbacks, keras.callbacks.LambdaCallback(on_epoch_end=show if verbose else None)]
+    callbacks = [*callbacks, keras.callbacks.LambdaCallback(on_epoch_end=after_epoch)]
     start = time.perf_counter()
-    network.fit(data.x_train, data.y_train, batch_size, epochs, verbose=0, callbacks=shown)
+    network.fit(data.x_train, data.y_train, batch_size, epochs, verbose=0, callbacks=callbacks)
     seconds = time.perf_counter() - start
     # The schedule has ended at 0, and Adam's moments would triple the size of a saved file.
     network.compile(keras.optimizers.SGD(learning_rate), cross_entropy, metrics=["accuracy"])
     loss, accuracy = network.evaluate(data.x_test, data.y_test, batch_size=1_000, verbose=0)
-    if verbose:
-        passes = "1 epoch" if epochs == 1 else f"{epochs} epochs"
-        print(f"\r{data.title}: test accuracy {accuracy:.2%} after {passes} in {seconds:.0f} s")
+    passes = f"{epochs} epoch{'s' if epochs > 1 else ''} in {seconds:.0f} s"
+    show(f"{data.title}: test accuracy {accuracy:.2%} after {passes}\n")
     return TrainingResult(float(accuracy), float(loss), epochs, seconds)
+
+
+def _line() -> Callable[[str], None]:
+    """Returns what shows a text in the place of the one before, in a notebook or a terminal."""
+    if "IPython" in sys.modules and hasattr(sys.modules["IPython"].get_ipython(), "kernel"):
+        shown = sys.modules["IPython"].display.display({}, raw=True, display_id=True)
+        return lambda text: shown.update({"text/plain": text.rstrip()}, raw=True)
+    return lambda text: print(f"\r{text}", end="", flush=True)
 
 
 def explore(network: keras.Model, data: Dataset, *, sparsity: float = 0.9) -> Any:
@@ -291,10 +291,10 @@ def _whole(argument: str, number: int) -> int:
 def _check_data(network: keras.Model, data: Dataset) -> None:
     train, test = (data.x_train, data.y_train, "training"), (data.x_test, data.y_test, "test")
     for x, y, part in (train, test):
-        if not len(x) or len(x) != len(y):
+        if not 0 < len(x) == len(y):
             raise ValueError(f"{data.title} has {len(x):,} {part} images and {len(y):,} labels.")
     shape = getattr(network, "input_shape", None)  # a model that was never called has none
     fitting = (data.image_shape, (*data.image_shape, 1))  # Keras appends the channel
     if isinstance(shape, tuple) and None not in shape[1:] and shape[1:] not in fitting:
-        images = f"{data.title} has images of shape {data.image_shape}"
-        raise ValueError(f"{images}, but the network takes {shape[1:]}: build it with that shape.")
+        text = f"{data.title} has images of shape {data.image_shape}, but the network takes "
+        raise ValueError(f"{text}{shape[1:]}: build it with that shape.")

@@ -124,6 +124,7 @@ def executed(machine) -> NotebookNode:
         notebook,
         timeout=CELL_TIMEOUT,
         kernel_name="python3",
+        skip_cells_with_tag="",  # the panel too
         resources={"metadata": {"path": str(folder)}},
     )
     return client.execute(env=environment)

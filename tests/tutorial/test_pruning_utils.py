@@ -112,7 +112,7 @@ def test_digits_are_never_called_mnist(digits):
 def test_digits_have_each_class_in_the_same_share_of_both_parts(digits):
     train_share = np.bincount(digits.y_train) / len(digits.y_train)
     test_share = np.bincount(digits.y_test) / len(digits.y_test)
-    assert digits.num_classes == 10
+    assert digits.class_names == tuple("0123456789")
     np.testing.assert_allclose(train_share, test_share, atol=0.003)
 
 
@@ -716,6 +716,22 @@ def test_the_last_line_of_a_training_leaves_nothing_of_those_before(digits, caps
     pu.train(network, digits, epochs=epochs)
     *before, last = capsys.readouterr().out.rstrip().split("\r")
     assert len(last) >= max(map(len, before))
+
+
+def test_in_a_notebook_progress_is_one_output_that_is_updated(digits, monkeypatch, capsys):
+    import IPython
+    from IPython import display
+
+    shown = []
+    handle = types.SimpleNamespace(update=lambda data, raw: shown.append(data["text/plain"]))
+    monkeypatch.setattr(IPython, "get_ipython", lambda: types.SimpleNamespace(kernel=1))
+    monkeypatch.setattr(display, "display", lambda data, raw, display_id: handle)
+    network = pu.build_dense_network(digits.image_shape, units=(4,))
+    result = pu.train(network, digits, epochs=2)
+    assert [text.split(": ")[1][:9] for text in shown] == ["epoch 1/2", "epoch 2/2", "test accu"]
+    assert f"{result.accuracy:.2%} after 2 epochs" in shown[-1]
+    assert "\n" not in shown[-1]
+    assert capsys.readouterr().out == ""
 
 
 def test_nothing_is_printed_unless_verbose(digits, capfd):

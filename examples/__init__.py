@@ -1,0 +1,1 @@
+"""Examples and the checks of the exercises in the notebook."""
