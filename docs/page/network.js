@@ -166,15 +166,13 @@ function removalOrders(layers, method) {
   return layers.slice(0, -1).map(orderOf);
 }
 
-/** The network without `sparsity` of the weights or units of each hidden layer. */
+/** The network without `sparsity`, at most 0.99, of the weights or units of each hidden layer. */
 function prune(layers, method, orders, sparsity) {
   return layers.map((layer, l) => {
     if (l >= orders.length) return layer;
     const { inputs, units } = layer;
     const [kernel, bias] = [layer.kernel.slice(), layer.bias.slice()];
-    const size = orders[l].length;
-    let count = numPruned(size, sparsity);
-    if (method === "units" && sparsity < 1) count = Math.min(count, size - 1); // one is left
+    const count = numPruned(orders[l].length, sparsity);
     for (const place of orders[l].subarray(0, count)) {
       if (method !== "units") {
         kernel[place] = 0;

@@ -420,6 +420,19 @@ def test_a_reconstruction_that_was_left_does_not_come_late(page):
     assert np.count_nonzero(page.weights()[0]) == 235_200 - round(0.97 * 235_200)
 
 
+@pytest.mark.browser
+def test_what_the_worker_says_of_a_setting_that_was_left_changes_no_weights(page):
+    page.set("weights", 90)
+    before = page.weights()[0]
+    page.tab.evaluate("""() => {
+        const { setting } = page.shown;
+        const { layers, found } = page.dense;
+        received({ setting: { ...setting, id: setting.id - 1 }, refitted: layers, found });
+    }""")
+    np.testing.assert_array_equal(page.weights()[0], before)
+    assert page.tab.evaluate("page.shown.right < page.dense.right && !page.shown.refitted")
+
+
 # ---- the visitor
 
 
