@@ -117,7 +117,7 @@ RUN = [
     Benchmark(
         "sparse_conv_networks",
         "sparse_conv.py",
-        "networks --networks small:28 ResNet50:64 VGG16:64 --batches 16 --repeats 5",
+        "networks --networks small:28 ResNet50:64 VGG16:64 MobileNetV2:96 --repeats 5",
         "networks --networks small:28 --batches 1 --sparsities 0.9 --repeats 1",
         "formats",
     ),
