@@ -670,9 +670,18 @@ def test_layers_go_from_dark_to_light_in_the_order_of_the_table(ax):
     assert len(set(shades)) == 3
 
 
-def test_a_table_without_layers_is_refused():
-    with pytest.raises(ValueError, match="lacks the column 'layer'; it has .*'accuracy'"):
+def test_no_two_of_many_layers_look_alike(ax):
+    table = pd.concat([ALONE.assign(layer=f"layer_{number}") for number in range(16)])
+    lines = lines_of(plots.plot_sensitivity(table, ax=ax))
+    looks = {(lines[name].get_color(), lines[name].get_marker()) for name in set(table["layer"])}
+    assert len(looks) == 16
+
+
+def test_a_table_without_layers_is_not_drawn():
+    with pytest.raises(ValueError, match="lacks the column 'layer'; it has .*sensitivity_sweep"):
         plots.plot_sensitivity(ALONE.drop(columns="layer"))
+    with pytest.raises(TypeError, match="must be a pandas DataFrame, received list"):
+        plots.plot_sensitivity([])
 
 
 # The drawn network.

@@ -367,43 +367,6 @@ def test_bad_arguments_of_the_sweep_are_named(arguments, error, message):
 # The figure
 
 
-def test_the_figure_has_a_line_a_layer_named_at_its_end():
-    figure = pytest.importorskip("matplotlib.figure")
-    from keras_pruning.plots import plot_sensitivity
-
-    ax = figure.Figure().subplots()
-    table = table_of(first=[0.98, 0.98, 0.9, 0.8], second=[0.98, 0.9, 0.8, 0.1])
-    assert plot_sensitivity(table, ax=ax, title="MNIST", chance=0.1) is ax
-    lines = {line.get_label(): line for line in ax.get_lines()}
-    assert lines["first"].get_xdata().tolist() == [0, 50, 80, 90]
-    assert lines["second"].get_ydata().tolist() == pytest.approx([98, 90, 80, 10])
-    assert {"first", "second", "dense network 98.0 %"} <= {t.get_text() for t in ax.texts}
-    assert lines["first"].get_color() != lines["second"].get_color()
-    assert ax.get_title("left") == "MNIST"
-
-
-def test_no_two_of_many_layers_look_alike():
-    figure = pytest.importorskip("matplotlib.figure")
-    from keras_pruning.plots import plot_sensitivity
-
-    names = [f"layer_{i}" for i in range(16)]
-    ax = plot_sensitivity(
-        table_of(**dict.fromkeys(names, [0.9, 0.8, 0.7, 0.6])), ax=figure.Figure().subplots()
-    )
-    lines = [line for line in ax.get_lines() if line.get_label() in names]
-    assert len({(line.get_color(), line.get_marker()) for line in lines}) == 16
-
-
-def test_a_table_without_layers_is_not_drawn():
-    pytest.importorskip("matplotlib")
-    from keras_pruning.plots import plot_sensitivity
-
-    with pytest.raises(ValueError, match="lacks the column 'layer'.*sensitivity_sweep"):
-        plot_sensitivity(table_of(a=[1, 1, 1, 1]).drop(columns="layer"))
-    with pytest.raises(TypeError, match="must be a pandas DataFrame, received list"):
-        plot_sensitivity([])
-
-
 @pytest.mark.skipif(
     keras.backend.backend() == "jax", reason="JAX draws nothing without a seed in a compiled step"
 )
