@@ -139,6 +139,17 @@ def test_the_best_epoch_is_kept_not_the_last():
     assert table["loss"].item() < 2
 
 
+def test_the_best_epoch_is_that_of_the_metric_asked_for():
+    class Score(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            logs["accuracy"] = [0.1, 0.9, 0.5, 0.5][epoch]
+
+    table = prune_iteratively(
+        network(), *data(), [0.5], epochs=4, monitor="accuracy", callbacks=[Score()], progress=False
+    )
+    assert table["epoch"].item() == 2
+
+
 def test_with_rewinding_each_round_starts_from_the_same_weights():
     original = network()
     table = prune_iteratively(
