@@ -1,7 +1,6 @@
 """Shrunken models: the same outputs, fewer units, and a reason for every unit that stays."""
 
 import os
-import random
 
 import keras
 import numpy as np
@@ -817,13 +816,6 @@ def test_a_layer_of_zeros_alone_is_refused():
     model = kp.prune_units(two_dense(), 1)
     with pytest.raises(ValueError, match="'hidden' has no unit left: all its 3.*sparsity below 1"):
         shrink(model)
-
-
-def test_pythons_random_numbers_go_on_as_if_nothing_had_been_shrunken():
-    model = keras.Sequential([keras.Input((8,)), kl.Dense(6), kl.Dropout(0.5), kl.Dense(2)])
-    before = random.getstate()
-    shrink(kp.prune_units(model, 0.5))
-    assert random.getstate() == before
 
 
 def test_an_unbuilt_model_is_refused():
