@@ -592,6 +592,7 @@ def test_grey_images_are_ink_on_paper_however_faint_they_are():
     for ax in figure.axes:
         paper, ink = ax.images[0].to_rgba(np.array([[0.0, 255.0]]))[0, :, :3]
         assert (paper.tolist(), ink.tolist()) == ([1, 1, 1], [0, 0, 0])
+        assert ax.images[0].get_clim() == (0, 255)
 
 
 @pytest.mark.parametrize(("columns", "grid"), [(2, (2, 2)), (10, (1, 3))])
