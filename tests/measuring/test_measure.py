@@ -360,6 +360,19 @@ def test_latencies_are_the_quartiles_of_the_timed_calls(monkeypatch):
     assert module._latency(8, times) == kp.Latency(8, 3000.0, 2000.0, 4000.0)
 
 
+def test_the_table_holds_the_quartiles_of_as_many_calls_as_asked(monkeypatch, x):
+    asked = []
+
+    def timed(predicts, batch, repeats):
+        asked.append((len(batch), repeats))
+        return [[1.0, 2.0, 3.0, 4.0, 5.0]]
+
+    monkeypatch.setattr(module, "_interleaved_ms", timed)
+    (row,) = kp.compare({"a": network()}, x, batch_sizes=(4,), repeats=5).to_dict("records")
+    assert asked == [(4, 5)]
+    assert [row[f"batch_4_ms{end}"] for end in ("_lower", "", "_upper")] == [2, 3, 4]
+
+
 def test_what_is_timed_answers_batches_of_the_sizes_asked(monkeypatch, x):
     sizes = []
     predict = keras.Model.predict_on_batch

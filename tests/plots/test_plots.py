@@ -81,8 +81,17 @@ SPEEDS = pd.DataFrame(
     }
 )
 
+ALONE = pd.DataFrame(
+    {
+        "layer": ["early", "middle", "late"] * 2,
+        "sparsity": [0.0, 0.0, 0.0, 0.5, 0.5, 0.5],
+        "accuracy": [0.9, 0.9, 0.9, 0.8, 0.7, 0.6],
+    }
+)
+
 OF_AXES = {
     "accuracy": lambda **at: plots.plot_accuracy(sweep(repeats=2), chance=0.1, **at),
+    "sensitivity": lambda **at: plots.plot_sensitivity(ALONE, chance=0.1, **at),
     "speed": lambda **at: plots.plot_speed(SPEEDS, **at),
     "class_accuracy": lambda **at: plots.plot_class_accuracy(pd.DataFrame({"dense": [0.9]}), **at),
     "matrix": lambda **at: plots.plot_matrix([[1.0, 2.0]], mask=[[True, False]], **at),
@@ -405,6 +414,12 @@ def test_a_few_huge_weights_do_not_squeeze_the_histogram():
     assert ax.get_xlim()[1] < 1.1
 
 
+def test_a_cut_among_the_largest_weights_is_inside_the_histogram():
+    kernel = np.arange(1.0, 100_001.0)
+    (ax,) = plots.plot_weight_histograms({"a": kernel}, cuts=[0.9999]).axes
+    assert ax.get_xlim()[1] >= np.quantile(kernel, 0.9999)
+
+
 def test_the_histogram_of_a_layer_of_zeros_is_one_full_bar():
     (ax,) = plots.plot_weight_histograms({"dense": np.zeros((3, 2))}).axes
     assert ax.patches[0].get_height() == pytest.approx(100)
@@ -456,6 +471,15 @@ def test_a_convolutions_pruned_filter_is_an_empty_column():
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 7])
 def test_every_mask_has_one_axes(count):
     assert len(plots.plot_masks({str(i): MASKS["a"] for i in range(count)}).axes) == count
+
+
+def test_the_legend_of_masks_has_their_colours():
+    figure = plots.plot_masks(MASKS)
+    (legend,) = figure.legends
+    colours = figure.axes[0].images[0].to_rgba(np.array([[1.0, 0.0]]))[0]
+    shown = [patch.get_facecolor() for patch in legend.get_patches()]
+    np.testing.assert_allclose(shown, colours)
+    assert [text.get_text() for text in legend.get_texts()] == ["kept", "pruned (zero)"]
 
 
 def test_wrong_masks_are_refused():
@@ -514,6 +538,12 @@ def test_all_units_have_one_colour_scale_centred_at_zero():
     assert limits == [(-5, 5), (-5, 5)]
 
 
+def test_units_that_are_not_drawn_do_not_stretch_the_colour_scale():
+    kernel = np.array([[1.0, -5.0], [2.0, 3.0]])
+    figure = plots.plot_units_as_images(kernel, (1, 2), units=[0])
+    assert figure.axes[0].images[0].get_clim() == (-2, 2)
+
+
 def test_a_pruned_unit_is_empty_and_says_so():
     figure = plots.plot_units_as_images(np.array([[1.0, 0.0], [2.0, 0.0]]), (1, 2))
     kept, pruned, _ = figure.axes
@@ -555,6 +585,20 @@ def test_every_image_stands_below_the_name_of_its_class():
     assert [ax.get_title() for ax in figure.axes] == ["dog", "cat", "dog"]
     for ax, image in zip(figure.axes, PIXELS, strict=True):
         np.testing.assert_array_equal(picture_of(ax), image)
+
+
+def test_grey_images_are_ink_on_paper_however_faint_they_are():
+    figure = plots.plot_images(PIXELS, [0, 0, 0], ["cat"])
+    for ax in figure.axes:
+        paper, ink = ax.images[0].to_rgba(np.array([[0.0, 255.0]]))[0, :, :3]
+        assert (paper.tolist(), ink.tolist()) == ([1, 1, 1], [0, 0, 0])
+        assert ax.images[0].get_clim() == (0, 255)
+
+
+@pytest.mark.parametrize(("columns", "grid"), [(2, (2, 2)), (10, (1, 3))])
+def test_a_row_holds_as_many_images_as_asked_for(columns, grid):
+    figure = plots.plot_images(PIXELS, [0, 0, 0], ["cat"], columns=columns)
+    assert figure.axes[0].get_gridspec().get_geometry() == grid
 
 
 @pytest.mark.parametrize("shape", [(2, 4, 4, 1), (2, 4, 4, 3)])
@@ -605,6 +649,40 @@ def test_class_accuracies_that_cannot_be_drawn_are_refused():
         plots.plot_class_accuracy(CLASSES.iloc[:0])
     with pytest.raises(TypeError, match="table must be a pandas DataFrame, received dict"):
         plots.plot_class_accuracy({"dense": [1.0]})
+
+
+# Layers pruned alone.
+
+
+def test_a_line_is_what_is_left_when_its_layer_alone_is_pruned(ax):
+    plots.plot_sensitivity(ALONE, ax=ax, title="MNIST", chance=0.1)
+    lines = lines_of(ax)
+    ends = {name: lines[name].get_xydata()[-1].tolist() for name in ("early", "middle", "late")}
+    assert ends == {"early": [50, 80], "middle": [50, 70], "late": [50, 60]}
+    assert {"early", "middle", "late", "dense network 90.0 %", "chance 10 %"} == set(texts_of(ax))
+    assert ax.get_title("left") == "MNIST"
+    assert ax.get_xlabel() == "sparsity of this layer alone (%), stretched towards 100 %"
+
+
+def test_layers_go_from_dark_to_light_in_the_order_of_the_table(ax):
+    lines = lines_of(plots.plot_sensitivity(ALONE, ax=ax))
+    shades = [sum(to_rgb(lines[name].get_color())) for name in ("early", "middle", "late")]
+    assert shades == sorted(shades)
+    assert len(set(shades)) == 3
+
+
+def test_no_two_of_many_layers_look_alike(ax):
+    table = pd.concat([ALONE.assign(layer=f"layer_{number}") for number in range(16)])
+    lines = lines_of(plots.plot_sensitivity(table, ax=ax))
+    looks = {(lines[name].get_color(), lines[name].get_marker()) for name in set(table["layer"])}
+    assert len(looks) == 16
+
+
+def test_a_table_without_layers_is_not_drawn():
+    with pytest.raises(ValueError, match="lacks the column 'layer'; it has .*sensitivity_sweep"):
+        plots.plot_sensitivity(ALONE.drop(columns="layer"))
+    with pytest.raises(TypeError, match="must be a pandas DataFrame, received list"):
+        plots.plot_sensitivity([])
 
 
 # The drawn network.
@@ -696,11 +774,25 @@ def test_a_panel_a_cost_holds_a_bar_a_model_with_its_number(ax):
     assert figure.axes[0].get_xlim()[0] == figure.axes[1].get_xlim()[0] == 0
 
 
+def test_the_first_model_is_at_the_top_and_alone_in_grey():
+    (panel,) = plots.plot_savings(COSTS, {"ms": "time (ms)"}).axes
+    heights = [panel.transData.transform((0, bar.get_y()))[1] for bar in panel.patches]
+    assert heights == sorted(heights, reverse=True)
+    is_grey = [len(set(bar.get_facecolor()[:3])) == 1 for bar in panel.patches]
+    assert is_grey == [True, False, False]
+
+
 def test_the_speed_is_drawn_in_percent_and_times_the_dense_network(ax):
     plots.plot_speed(SPEEDS, ax=ax)
     points = [line.get_xydata().tolist() for line in ax.get_lines() if len(line.get_xdata()) == 3]
     assert points == [[[0, 0.25], [50, 0.5], [90, 8]]]
     assert {"zeros skipped, 8×", "units removed, 16×"} <= set(texts_of(ax))
+
+
+def test_the_order_of_the_rows_does_not_matter_to_the_line_of_a_speed(ax):
+    other = plots.plot_speed(SPEEDS[::-1], ax=Figure().subplots())
+    plots.plot_speed(SPEEDS, ax=ax)
+    assert set(texts_of(other)) == set(texts_of(ax))
 
 
 def test_names_of_speeds_stand_a_line_apart(ax):
@@ -766,6 +858,11 @@ def test_a_line_that_falls_back_crosses_later_or_nowhere(speeds, crossing):
             lambda: plots.plot_savings(-COSTS, {"ms": "ms"}),
             ValueError,
             "'ms' of table has negative",
+        ),
+        (
+            lambda: plots.plot_savings(COSTS.assign(ms=np.inf), {"ms": "ms"}),
+            ValueError,
+            "'ms' of table has .*infinite",
         ),
         (lambda: plots.plot_speed(COSTS), ValueError, "lacks the columns .*'method'"),
         (lambda: plots.plot_speed(SPEEDS[:0]), ValueError, "is empty"),

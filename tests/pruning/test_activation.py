@@ -138,3 +138,8 @@ def test_units_that_something_unseen_reads_have_no_score():
 def test_inputs_that_are_not_finite_are_refused(dense):
     with pytest.raises(ValueError, match="x holds NaN"):
         kp.activation_scores(dense, np.full((4, 6), np.nan))
+
+
+def test_an_unknown_method_is_named(dense):
+    with pytest.raises(ValueError, match="method must be 'weights' or 'units'.*'filters'"):
+        kp.activation_scores(dense, numbers(5, 6), method="filters")

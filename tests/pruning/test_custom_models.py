@@ -1136,6 +1136,13 @@ def test_a_small_kernel_that_rounding_empties_is_named_in_a_warning():
     assert not any("wide" in str(w.message) for w in caught)
 
 
+def test_a_layer_of_which_one_kernel_of_two_is_emptied_is_named():
+    model = keras.Sequential([keras.Input((3, 1)), kl.LSTM(4, name="lstm"), kl.Dense(2)])
+    with pytest.warns(UserWarning, match=r"of a kernel of the layers \['lstm'\]"):
+        pruned = kp.prune_weights(model, 0.97)
+    assert [np.count_nonzero(kernel) for kernel in pruned.get_weights()[:2]] == [0, 2]
+
+
 def test_nothing_is_said_where_every_kernel_keeps_a_weight_or_all_were_asked_for():
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)

@@ -170,6 +170,15 @@ def test_taylor_scores_of_a_lora_model_are_those_of_the_merged_kernel_or_refused
     np.testing.assert_allclose(scores["hidden"][0], expected["hidden"][0], rtol=1e-3, atol=1e-6)
 
 
+def test_the_summary_of_a_lora_model_counts_in_the_merged_kernel():
+    model = network(lora=False)
+    hidden = model.get_layer("hidden")
+    hidden.kernel.assign(np.zeros((8, 12)))
+    add_lora(hidden)
+    row = kp.summary(model).iloc[0]
+    assert (row["weights"], row["zeros"]) == (96, np.count_nonzero(merged(model) == 0))
+
+
 def test_the_summary_of_an_int4_model_counts_weights_not_bytes():
     keras.utils.set_random_seed(0)
     layers = [kl.Dense(64, name="hidden"), kl.Dense(2, name="logits")]

@@ -334,7 +334,12 @@ def test_the_largest_of_every_group_along_the_input_axis_stay():
     assert n_of_m_mask(kernel, 2, 4).tolist() == [[0, 1], [1, 0], [1, 0], [0, 1]]
     assert n_of_m_mask(kernel, 1, 2).tolist() == [[0, 1], [1, 0], [1, 0], [0, 1]]
     assert n_of_m_mask(kernel, 1, 4).tolist() == [[0, 1], [1, 0], [0, 0], [0, 0]]
-    assert n_of_m_mask(kernel, 1, 2, axis=-1).tolist() == [[0, 1], [1, 0], [1, 0], [0, 1]]
+
+
+def test_the_axis_chooses_along_which_the_groups_lie():
+    kernel = [[1.0, 2.0], [3.0, 4.0]]
+    assert n_of_m_mask(kernel, 1, 2).tolist() == [[0, 0], [1, 1]]
+    assert n_of_m_mask(kernel, 1, 2, axis=-1).tolist() == [[0, 1], [0, 1]]
 
 
 def test_of_equal_magnitudes_the_first_of_the_group_go_first():

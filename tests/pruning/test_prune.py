@@ -309,6 +309,17 @@ def test_units_pruned_before_go_first_under_any_score():
         assert column(twice, "zero_units")["hidden_1"] == 14
 
 
+def test_random_units_follow_their_seed():
+    model = dense_network(40, 3)
+    first, again, other = (
+        kp.prune_units(model, 0.5, score="random", seed=seed).get_weights()[0].any(axis=0)
+        for seed in (1, 1, 2)
+    )
+    assert first.sum() == 20
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any()
+
+
 def test_a_score_function_ranks_the_units():
     model = with_kernel([[1.0, 2.0], [1.0, 2.0]])
     pruned = kp.prune_units(model, 0.5, score=lambda k: -k.sum(axis=0))
@@ -395,6 +406,16 @@ def test_summary_has_a_row_a_layer():
             "spared": "output",
         },
     ]
+
+
+def test_summary_counts_single_zeros_and_units_of_zeros_apart():
+    model = dense_network(4, 3)
+    kernel = np.ones((8, 4))
+    kernel[0], kernel[:, 1] = 0, 0
+    model.layers[0].kernel.assign(kernel)
+    row = kp.summary(model).iloc[0]
+    assert (row["zeros"], row["sparsity"]) == (11, 11 / 32)
+    assert (row["zero_units"], row["unit_sparsity"]) == (1, 0.25)
 
 
 # Bad input

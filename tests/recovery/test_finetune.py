@@ -599,6 +599,20 @@ def test_zeros_lost_to_weights_that_another_callback_loads_are_set_again_and_sai
     np.testing.assert_array_equal(kernels(model)[2], dense[4])
 
 
+def test_zeros_set_in_one_epoch_count_as_pruned_from_the_next_on():
+    model = compiled(network())
+    dense = model.get_weights()
+
+    class Cut(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            if epoch == 0:
+                prune_in_place(self.model)
+
+    with pytest.warns(UserWarning, match="pruned weights .* had come back"):
+        model.fit(**batches(2), epochs=2, callbacks=[KeepZeros(), Cut(), LoadAtTheEnd(dense)])
+    assert min(zeros(model)[:2]) > 0
+
+
 def test_the_check_at_the_end_comes_once_with_a_history_of_the_users_own():
     model = compiled(network())
     dense = model.get_weights()
@@ -916,6 +930,14 @@ def test_begin_and_end_are_steps_or_shares_of_the_training():
         model.fit(**batches(10), epochs=2, callbacks=[gradual, look])
         assert look.seen[3:5] == [0, 32]
         assert look.seen[13:] == [60, 64, 64, 64, 64, 64, 64]
+
+
+def test_with_a_power_of_one_the_sparsity_rises_in_a_straight_line():
+    model = compiled(network())
+    look = EachStep(lambda model: zeros(model)[0])
+    gradual = GradualPruning(0.5, begin=0, end=8, every=4, power=1)
+    model.fit(**batches(8), callbacks=[gradual, look])
+    assert look.seen == [0, 0, 0, 32, 32, 32, 32, 64]
 
 
 def test_the_sparsity_is_logged_for_each_epoch_and_each_batch():

@@ -6,6 +6,7 @@ import pytest
 from keras import layers as kl
 
 import keras_pruning as kp
+from keras_pruning.recovery import in_steps
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +42,37 @@ def test_what_has_been_refitted_is_ranked_anew(learnt):
     stepwise = kp.prune_in_steps(model, x[:300], 0.9, progress=False)
     kernels = zip(at_once.get_weights()[:3:2], stepwise.get_weights()[:3:2], strict=True)
     assert all(((one == 0) != (other == 0)).any() for one, other in kernels)
+
+
+def test_each_step_leaves_the_same_share_and_is_refitted_as_asked(learnt, monkeypatch):
+    model, x = learnt
+    left, options = [], []
+
+    def refit(pruned, original, inputs, **given):
+        left.append(np.count_nonzero(pruned.layers[0].get_weights()[0]))
+        options.append((original is model, given["damping"], given["batch_size"]))
+
+    monkeypatch.setattr(in_steps, "refit_in_place", refit)
+    kp.prune_in_steps(model, x, 0.875, steps=3, damping=0.3, batch_size=50, progress=False)
+    assert left == [300, 150, 75]  # of 600
+    assert options == [(True, 0.3, 50)] * 3
+
+
+@pytest.mark.parametrize(
+    ("method", "by_default", "other"),
+    [("weights", "magnitude", "activation"), ("units", "activation", "magnitude")],
+)
+def test_by_default_weights_go_by_magnitude_and_units_by_activation(
+    learnt, method, by_default, other
+):
+    model, x = learnt
+    options = {"method": method, "steps": 1, "progress": False}
+    kept = [
+        kp.prune_in_steps(model, x[:100], 0.5, score=score, **options).get_weights()[0] != 0
+        for score in (None, by_default, other)
+    ]
+    np.testing.assert_array_equal(kept[0], kept[1])
+    assert (kept[0] != kept[2]).any()
 
 
 def test_exactly_the_sparsity_asked_for_is_reached(learnt):

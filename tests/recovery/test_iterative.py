@@ -63,6 +63,9 @@ def test_the_survivors_go_back_and_the_pruned_stay_zero():
 
 def test_a_pruned_unit_stays_gone():
     original = network(bias_initializer="ones")
+    norm = original.get_layer("norm")
+    for variable in (norm.beta, norm.moving_mean):  # which begin as zeros
+        variable.assign(np.ones(16))
     pruned = kp.prune_units(original, 0.5)
     ticket = rewind(pruned, original)
     gone = ~array(pruned.get_layer("hidden").kernel).any(axis=0)
@@ -137,6 +140,17 @@ def test_the_best_epoch_is_kept_not_the_last():
     )
     assert table["epoch"].item() == 2
     assert table["loss"].item() < 2
+
+
+def test_the_best_epoch_is_that_of_the_metric_asked_for():
+    class Score(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            logs["accuracy"] = [0.1, 0.9, 0.5, 0.5][epoch]
+
+    table = prune_iteratively(
+        network(), *data(), [0.5], epochs=4, monitor="accuracy", callbacks=[Score()], progress=False
+    )
+    assert table["epoch"].item() == 2
 
 
 def test_with_rewinding_each_round_starts_from_the_same_weights():

@@ -110,6 +110,25 @@ def test_a_point_is_what_pruning_by_hand_gives(table):
     assert row["nonzero"] == sum((array != 0).sum() for array in pruned.get_weights())
 
 
+def test_a_random_point_is_pruned_with_the_seed_of_its_network(table):
+    data, test = tiny_study.blobs()
+    keras.utils.set_random_seed(1)
+    pruned = kp.prune_units(tiny_study.train(*data, seed=1), 0.5, score="random", seed=1)
+    expected = pruned.evaluate(*test, verbose=0, return_dict=True)
+    chosen = (table["seed"] == 1) & (table["method"] == "random_units") & (table["sparsity"] == 0.5)
+    row = table[chosen & (table["fine_tuning"] == "none")].iloc[0]
+    assert row["loss"] == pytest.approx(expected["loss"], rel=1e-4)
+
+
+def test_the_scope_reaches_the_pruning(swept):
+    network, *test = swept
+    found = kp.experiment(**SHORT, scope="global")
+    for sparsity, loss in zip(found["sparsity"], found["loss"], strict=True):
+        pruned = kp.prune_weights(network, sparsity, scope="global")
+        expected = pruned.evaluate(*test, verbose=0, return_dict=True)["loss"]
+        assert loss == pytest.approx(expected, rel=1e-4)
+
+
 def test_a_network_may_be_refitted_instead_of_trained():
     table = kp.experiment(**SHORT | {"fine_tuning": {"refitted": "reconstruct"}})
     (x, y), test = tiny_study.blobs()
@@ -167,11 +186,25 @@ def test_a_dask_cluster_of_two_processes_gives_the_same_bytes(table, cluster):
     assert as_bytes(kp.experiment(**STUDY, executor=cluster)) == as_bytes(table)
 
 
+class CountingPool(ThreadPoolExecutor):
+    """One worker; notes how many tasks it was given at most at one time."""
+
+    def __init__(self):
+        super().__init__(1)
+        self.given, self.most = [], 0
+
+    def submit(self, *task):
+        self.given.append(super().submit(*task))
+        self.most = max(self.most, sum(not future.done() for future in self.given))
+        return self.given[-1]
+
+
 @pytest.mark.parametrize("in_flight", [1, 3])
 def test_few_tasks_in_flight_give_the_same_bytes(in_flight):
-    with ThreadPoolExecutor(1) as pool:
+    with CountingPool() as pool:
         found = kp.experiment(**SHORT, executor=pool, in_flight=in_flight)
     assert as_bytes(found) == as_bytes(kp.experiment(**SHORT))
+    assert pool.most <= in_flight
 
 
 @pytest.fixture(scope="module")

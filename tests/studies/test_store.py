@@ -119,6 +119,12 @@ def test_load_results_puts_all_tasks_in_the_order_of_their_parameters(tmp_path):
     assert list(table) == ["data", "seed", "sparsity", "layers", "accuracy"]
 
 
+def test_load_results_orders_numbers_as_numbers(tmp_path):
+    for seed in (10, 2):  # whose files are in the order of their names
+        write(tmp_path, TASK | {"seed": seed}, pd.DataFrame({"accuracy": [0.5]}))
+    assert kp.load_results(tmp_path)["seed"].tolist() == [2, 10]
+
+
 def test_load_results_leaves_out_what_is_damaged(tmp_path):
     row = pd.DataFrame({"accuracy": [0.5]})
     write(tmp_path, TASK, row)
