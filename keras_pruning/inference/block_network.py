@@ -5,7 +5,6 @@ A single block is shared too, each convolution of it by rows.
 Where Keras computes the model faster, as it may with few zeros or few examples, Keras does.
 """
 
-import functools
 import threading
 import time
 import warnings
@@ -171,15 +170,11 @@ class BlockNetwork:
     def _prepared(self, examples: int) -> list[Work]:
         with self._lock:
             if examples not in self._work:
-                prepare = functools.partial(
-                    _prepare, tensors=self.plan.tensors, examples=examples, kernels=self._kernels
-                )
-                self._work[examples] = [prepare(step) for step in self.plan.steps]
+                self._work[examples] = [
+                    step.prepare(self.plan.tensors, examples, self._kernels)
+                    for step in self.plan.steps
+                ]
             return self._work[examples]
-
-
-def _prepare(step: Step, tensors: Any, examples: int, kernels: ModuleType) -> Work:
-    return step.prepare(tensors, examples, kernels)
 
 
 def _is_of_keras(step: Step) -> bool:

@@ -315,9 +315,7 @@ def _linear(
     )
 
 
-def _then_activation(
-    planner: _Planner, step: Linear, layer: Any, is_last: bool = True
-) -> list[Step] | None:
+def _then_activation(step: Linear, layer: Any) -> list[Step] | None:
     """The step with the layer's bias and activation."""
     activation = _activation(layer.activation)
     if activation is None:
@@ -330,7 +328,7 @@ def _then_activation(
 
 def _dense(planner: _Planner, layer: Any, inputs: Any, output: int) -> list[Step] | None:
     kernel = np.ascontiguousarray(_values(layer.kernel).T)[:, :, None, None]
-    return _then_activation(planner, _linear(layer, inputs, output, kernel), layer)
+    return _then_activation(_linear(layer, inputs, output, kernel), layer)
 
 
 def _window(planner: _Planner, layer: Any, inputs: Any, sizes: tuple[int, ...]) -> dict[str, Any]:
@@ -377,7 +375,7 @@ def _conv(planner: _Planner, layer: Any, inputs: Any, output: int) -> list[Step]
     options = _window(planner, layer, inputs, sizes)
     step = _linear(layer, inputs, output, np.ascontiguousarray(kernel), weights=weights, **options)
     step.is_unitwise = groups == step.shape[1] and groups > 1
-    return _then_activation(planner, step, layer)
+    return _then_activation(step, layer)
 
 
 def _depthwise_kernel(kernel: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
@@ -400,7 +398,7 @@ def _depthwise(planner: _Planner, layer: Any, inputs: Any, output: int) -> list[
         layer, inputs, output, _depthwise_kernel(kernel),
         weights=kernel.size, is_unitwise=True, **options,
     )  # fmt: skip
-    return _then_activation(planner, step, layer)
+    return _then_activation(step, layer)
 
 
 def _separable(planner: _Planner, layer: Any, inputs: Any, output: int) -> list[Step] | None:
@@ -415,7 +413,7 @@ def _separable(planner: _Planner, layer: Any, inputs: Any, output: int) -> list[
         weights=depthwise.size, is_unitwise=True, **options,
     )  # fmt: skip
     kernel = np.ascontiguousarray(pointwise.reshape(channels, -1).T)[:, :, None, None]
-    second = _then_activation(planner, _linear(layer, (between,), output, kernel), layer)
+    second = _then_activation(_linear(layer, (between,), output, kernel), layer)
     return None if second is None else [first, *second]
 
 
