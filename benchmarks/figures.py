@@ -1,4 +1,4 @@
-"""Draws the pictures in images/ and prints the README's table of results.
+"""Draws the pictures in images/ and prints the table of results in docs/results.md.
 
     TFDS_DATA_DIR=... python benchmarks/figures.py [--quick]
 

@@ -6,7 +6,7 @@
 
 Needs `pip install distributed`. Takes about an hour on two cores. Each finished point is kept in
 results/five_seeds/: a run that was stopped goes on from there. Writes images/five_seeds.csv, a row
-a point, images/five_seeds.png and images/reconstruct.png, and prints the README's table.
+a point, images/five_seeds.png and images/reconstruct.png, and prints docs/results.md's table.
 """
 
 import argparse

@@ -347,7 +347,7 @@ def unrolled(model: keras.Model, layers: list[keras.Layer]) -> keras.Model:
         returned = found.returned
     structure = with_tensors(taken, _input_like)
     inputs = keras.tree.flatten(structure)
-    outputs = _Unroller(model, layers, inputs).follow(found, inputs, model)
+    outputs = _Unroller(model, layers, inputs).follow(found, inputs)
     return keras.Model(structure, keras.tree.pack_sequence_as(returned, outputs), name=model.name)
 
 
@@ -406,7 +406,7 @@ class _Unroller:
         self._names = {t.name for t in inputs}
         self._hidden: dict[str, bool] = {}
 
-    def follow(self, found: Any, inputs: list[Any], holder: keras.Layer, prefix: str = "") -> Any:
+    def follow(self, found: Any, inputs: list[Any], prefix: str = "") -> Any:
         tensors = {id(t): new for t, new in zip(found.inputs, inputs, strict=True)}
         nodes = found.nodes if isinstance(found, Inside) else list(nodes_in_order(found))
         if isinstance(found, Inside):
@@ -440,7 +440,7 @@ class _Unroller:
                 found = inside(operation, *symbols)
                 if self._hides_weight(operation, found, symbols):
                     raise CannotUnroll(operation, _HIDDEN)
-                return self.follow(found, given, operation, inner)
+                return self.follow(found, given, inner)
             except CannotUnroll:
                 raise
             except Exception as error:  # of the user's own code, of the backend: of any kind
@@ -449,7 +449,7 @@ class _Unroller:
         function = functional_graph(operation)
         held = {id(part) for part in all_layers(operation)}
         if function is not None and (prefix or any(id(x) in held for x in self._layers)):
-            return self.follow(function, given, operation, inner)
+            return self.follow(function, given, inner)
         return self._copied(operation, prefix, lambda new: new(*args, **kwargs))
 
     def _hides_weight(self, layer: keras.Layer, found: Inside, symbols: Any) -> bool:
