@@ -75,9 +75,12 @@ def in_turns(sides: dict[str, Side], repeats: int) -> dict[str, list[float]]:
     return seconds
 
 
+def median_ratio(other: list[float], own: list[float]) -> float:
+    return statistics.median(o / s for o, s in zip(other, own, strict=True))
+
+
 def faster(other: list[float], own: list[float]) -> str:
-    median = statistics.median(o / s for o, s in zip(other, own, strict=True))
-    return f"{median:.2f} ({min(other) / min(own):.2f})"
+    return f"{median_ratio(other, own):.2f} ({min(other) / min(own):.2f})"
 
 
 def ms(seconds: list[float]) -> str:
@@ -220,21 +223,33 @@ def print_networks() -> None:
         f"{'network':>15}{'batch':>6}{'zeros':>7}{'Keras ms':>10}{'own ms':>9}{'runs':>7}"
         f"{'Keras':>15}{'onnxruntime':>15}{'OpenVINO':>15}{'blocks/Keras':>15}"
     )
+    sparsities = ARGUMENTS.sparsities or NETWORK_SPARSITIES
+    table = [
+        f"\n| weights pruned | {' | '.join(f'{sparsity:.0%}' for sparsity in sparsities)} |",
+        "|---" * (1 + len(sparsities)) + "|",
+    ]
     for name in ARGUMENTS.networks:
         dense = network(name)
+        title, _, size = name.partition(":")
         for batch in ARGUMENTS.batches:
             rng = np.random.default_rng(0)
             x = rng.standard_normal((batch, *dense.input_shape[1:])).astype("float32")
             others = dense_engines(dense, x)
             for other, run in others.items():
                 check(run(), others["Keras"](), other)
-            for sparsity in ARGUMENTS.sparsities or NETWORK_SPARSITIES:
+            ratios = [
                 print_network(name, pruned(dense, sparsity), sparsity, x, others)
+                for sparsity in sparsities
+            ]
+            row = [f"{title}, {size}×{size} pixels, batches of {batch}"]
+            table.append(f"| {' | '.join(row + [f'{ratio:.1f}' for ratio in ratios])} |")
+    print("\n".join(table))  # how many times as fast as the fastest of the others
 
 
 def print_network(
     name: str, model: keras.Model, sparsity: float, x: np.ndarray, others: dict[str, Side]
-) -> None:
+) -> float:
+    """Prints a row, and returns the speed-up over the fastest of the others."""
     sparse = kp.SparseModel(model, n_threads=ARGUMENTS.threads)
     plan, _ = plan_blocks(model)
     blocks = BlockNetwork(plan, ARGUMENTS.threads, compiled_loops())
@@ -256,6 +271,7 @@ def print_network(
         f"{faster(seconds['Keras'], seconds['blocks']):>15}",
         flush=True,
     )
+    return min(median_ratio(seconds[other], seconds["own"]) for other in others)
 
 
 # Memory

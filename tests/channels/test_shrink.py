@@ -1,6 +1,7 @@
 """Shrunken models: the same outputs, fewer units, and a reason for every unit that stays."""
 
 import os
+import random
 
 import keras
 import numpy as np
@@ -248,6 +249,15 @@ class RandomModel:
                 kernel = np.moveaxis(numpy(entry.unit_kernel).copy(), entry.unit_axis, -1)
                 kernel *= keep
                 entry.unit_kernel.assign(np.moveaxis(kernel, -1, entry.unit_axis))
+
+
+def test_pythons_random_numbers_are_not_used_up():
+    dense = kl.Dense(8, "relu", name="hidden")
+    model = keras.Sequential([keras.Input((5,)), dense, kl.Dropout(0.5), kl.Dense(3)])
+    pruned = kp.prune_units(model, 0.5)
+    before = random.getstate()
+    shrink(pruned)
+    assert random.getstate() == before
 
 
 @pytest.mark.parametrize("seed", range(RANDOM_MODELS))

@@ -1,4 +1,4 @@
-"""README's figures are those of benchmarks/RESULTS.md, which one run of run_all.py wrote."""
+"""Figures of README and docs/ are those of benchmarks/RESULTS.md, which one run wrote."""
 
 import argparse
 import importlib
@@ -12,24 +12,33 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
+DOCUMENTS = [README, *sorted((ROOT / "docs").rglob("*.md"))]
 RESULTS = ROOT / "benchmarks" / "RESULTS.md"
 if not README.exists():
     pytest.skip("the tests alone, without the documents", allow_module_level=True)
 
-# By its first header cells, a table of README: the sections of RESULTS.md with the same rows.
+# By its first header cells, a table: the sections of RESULTS.md with the same rows.
 SECTIONS = {
-    ("weights pruned",): ("sparse", "export"),
+    ("weights pruned",): ("sparse", "sparse_conv_networks", "export"),
     ("data set", "method", "then"): ("five_seeds",),
     ("data set", "method"): ("figures",),
     ("", "this library"): ("peers",),
 }
 
-# In a sentence of README, and in a section: where both are found, the groups must agree.
+# In a sentence, and in a section: where both are found, the groups must agree.
 SENTENCES = [
     (
         r"runs ([\d.]+) times as fast over 10,000 images in NumPy",
         "units",
         r"NumPy's BLAS +10,000 +[\d.]+ +[\d.]+ +([\d.]+)",
+    ),
+    *(
+        (sentence, "sparse_conv_networks", rf"\| {network},[^|]+of 64 \|[^|]+\| ([\d.]+) \|")
+        for network, sentence in (
+            ("ResNet50", r"ResNet50 runs ([\d.]+) times"),
+            ("VGG16", r"VGG16 ([\d.]+) times as fast"),
+            ("MobileNetV2", r"MobileNetV2 ([\d.]+) times"),
+        )
     ),
     (
         r"to ([\d.]+) % on MNIST and [\d.]+ % on Fashion-MNIST without 95 % of the weights",
@@ -85,10 +94,10 @@ def labelled(table: Table, labels: int) -> dict[tuple[str, ...], dict[str, str]]
     }
 
 
-def differences(readme: str, results: str) -> list[str]:
-    """What stands in README and not in the results."""
+def differences(document: str, results: str) -> list[str]:
+    """What stands in the document and not in the results."""
     of_section, found = sections(results), []
-    for table in tables(readme):
+    for table in tables(document):
         header = table[0]
         key = next((k for k in SECTIONS if tuple(header[: len(k)]) == k), None)
         if key is None:
@@ -108,7 +117,7 @@ def differences(readme: str, results: str) -> list[str]:
                 if row in measured and value != measured[row].get(column):
                     found.append(f"{row}, {column}: {value}, not {measured[row].get(column)}")
     for pattern, name, other in SENTENCES:
-        said = re.search(pattern, " ".join(readme.split()))
+        said = re.search(pattern, " ".join(document.split()))
         if said:
             printed = re.search(other, of_section.get(name, ""))
             digits = len(said[1].partition(".")[2])
@@ -117,10 +126,11 @@ def differences(readme: str, results: str) -> list[str]:
     return found
 
 
-def test_readme_has_the_figures_of_one_run() -> None:
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_figures_are_those_of_one_run(path: Path) -> None:
     text = RESULTS.read_text(encoding="utf-8")
     assert "quick run" not in text
-    assert differences(README.read_text(encoding="utf-8"), text) == []
+    assert differences(path.read_text(encoding="utf-8"), text) == []
 
 
 def test_results_name_no_place() -> None:

@@ -17,6 +17,7 @@ from random import Random
 import keras
 import numpy as np
 import pytest
+import threadpoolctl
 import tiny_study
 
 import keras_pruning as kp
@@ -521,6 +522,13 @@ def test_processes_and_threads_are_whole_numbers(count, threads):
         kp.local_processes(count, threads=threads),
     ):
         pass
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_each_process_computes_with_so_many_threads(threads):
+    with kp.local_processes(1, threads=threads) as pool:
+        pools = pool.submit(threadpoolctl.threadpool_info).result()
+    assert {p["num_threads"] for p in pools if p["user_api"] == "blas"} == {threads}
 
 
 def test_limit_threads_wants_a_whole_number():
