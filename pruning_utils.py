@@ -232,7 +232,7 @@ def _load_with_tfds(name: str) -> Dataset:
             examples = builder.as_dataset(split=split, batch_size=-1)  # all in one batch
             images, labels = examples["image"].numpy(), examples["label"].numpy()
             size = builder.info.splits[split].num_examples
-            if images.shape != (size, 28, 28, 1) or not size:
+            if images.shape != (size, 28, 28, 1):
                 raise ValueError(f"{len(images)} images of shape {images.shape[1:]}, not {size}")
             arrays |= {f"x_{split}": images[..., 0], f"y_{split}": labels}
     except (ImportError, MemoryError):  # no fault of the data

@@ -1,6 +1,6 @@
 """Runs every benchmark, with the peers that can be installed, and writes benchmarks/RESULTS.md.
 
-    TFDS_DATA_DIR=... python benchmarks/run_all.py          # about 35 minutes on two quiet cores
+    TFDS_DATA_DIR=... python benchmarks/run_all.py          # 70 minutes on two quiet cores
     python benchmarks/run_all.py --quick                    # does everything run? No figures
     python benchmarks/run_all.py --only sparse units        # these sections anew, the others stay
     python benchmarks/run_all.py --missing                  # goes on where a run was stopped

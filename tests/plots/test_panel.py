@@ -223,6 +223,14 @@ def test_without_a_front_end_a_picture_stands_for_the_panel(convolutional, digit
     assert "image/png" not in bundle
 
 
+def test_the_tutorials_panel_has_its_picture_and_starts_where_it_is_told(network, digits, root):
+    panel = pu.explore(network, digits, sparsity=0.3)
+    [slider] = [child for child in panel.children[:-1] if child.description == "sparsity"]
+    assert slider.value == 0.3
+    picture = base64.b64decode(panel._repr_mimebundle_()["image/png"])
+    assert picture == (root / "images" / "panel.png").read_bytes()
+
+
 def test_moves_are_timed(panel, capsys):
     seconds = []
     for step in range(20):

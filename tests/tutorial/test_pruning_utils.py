@@ -353,15 +353,17 @@ def test_other_class_names_are_not_accepted(tmp_path, monkeypatch):
         pu.load_dataset("fashion_mnist")
 
 
-def test_a_missing_package_is_not_called_damage(tiny, monkeypatch):
+@pytest.mark.parametrize("error", [ModuleNotFoundError("no importlib_resources"), MemoryError()])
+def test_a_missing_package_or_memory_is_not_called_damage(error, tiny, monkeypatch):
     import tensorflow_datasets as tfds
 
     def fail(directory):
-        raise ModuleNotFoundError("No module named 'importlib_resources'")
+        raise error
 
     monkeypatch.setattr(tfds, "builder_from_directory", fail)
-    with pytest.raises(ModuleNotFoundError, match="importlib_resources"):
+    with pytest.raises(type(error)) as caught:
         pu.load_dataset("mnist")
+    assert caught.value is error
 
 
 @pytest.mark.parametrize("size", [TINY_TRAIN - 1, TINY_TRAIN + 1])
@@ -517,8 +519,9 @@ def test_available_data_stay_beside_the_digits_and_nothing_more_is_printed(
     assert "MNIST" not in capsys.readouterr().out.replace("Fashion-MNIST", "")
 
 
-def test_sizes_meant_for_mnist_keep_the_smaller_digits_whole(empty_data_dir, no_network):
-    (data,) = pu.load_datasets(["mnist"], train_size=10_000, test_size=2_000)
+@pytest.mark.parametrize("name", ["mnist", "digits"])
+def test_sizes_meant_for_mnist_keep_the_smaller_digits_whole(name, empty_data_dir, no_network):
+    (data,) = pu.load_datasets([name], train_size=10_000, test_size=2_000)
     assert len(data.x_train) == 1400
     assert data.title == "Digits (scikit-learn, 8×8)"
 
@@ -786,6 +789,7 @@ def test_train_refuses_images_that_do_not_fit_the_network(digits):
         ({"batch_size": 32.0}, "batch_size: a positive whole number is needed, received 32.0"),
         ({"learning_rate": 0.0}, "learning_rate must be a positive number, received 0.0"),
         ({"learning_rate": float("nan")}, "learning_rate must be a positive number"),
+        ({"learning_rate": float("inf")}, "learning_rate must be a positive number"),
         ({"seed": 1.5}, "Expected `seed` argument to be an integer. Received: seed=1.5"),
     ],
 )
