@@ -237,7 +237,6 @@ def test_functions_travel_to_workers_by_name(swept, processes):
     assert as_bytes(there) == as_bytes(here)
 
 
-@pytest.mark.slow
 def test_workers_compute_with_the_threads_asked_for(processes):
     from keras_pruning.measuring.measurements import _backend_threads
 
