@@ -397,7 +397,6 @@ def run_until_killed(folder):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 @pytest.mark.skipif(
     keras.backend.backend() != "tensorflow" or not hasattr(os, "fork"),
     reason="forks a process that has imported a backend and not used it",
