@@ -286,6 +286,8 @@ NOTEBOOK_OF_FIVE = {  # what the notebook says of the five networks, with number
         ("fashion_mnist", "none", "units", 0.6, 0),
         ("fashion_mnist", "none", "random_units", 0.6, 0),
     ],
+    "Without 80 % of its units it has lost most of its accuracy (the five stored MNIST networks "
+    "keep {} %)": [("mnist", "none", "units", 0.8, 0)],
     "five stored MNIST networks without 80 % of their units the refit makes networks of {} %": [
         ("mnist", "reconstructed", "units", 0.8, 1)
     ],
@@ -325,6 +327,23 @@ def test_what_the_notebook_says_of_five_networks_stands_in_the_csv_file(five, se
     assert words in notebook_text("markdown")
 
 
+def test_the_small_network_from_scratch_is_where_the_text_puts_it(five):
+    table = five.pivot_table("accuracy", ["data", "seed"], ["method", "fine_tuning", "sparsity"])
+    table = 100 * table.loc[["mnist", "fashion_mnist"]]
+    behind = table["weights", "one epoch", 0.95] - table["from_scratch", "none", 0.8]
+    ends = behind["mnist"].agg(["min", "max"])
+    text = notebook_text("markdown")
+    assert f"stays {ends['min']:.1f} to {ends['max']:.1f} points behind" in text
+    assert abs(behind["fashion_mnist"].median()) < 0.2  # level
+    units, control = table["units", "one epoch"], table["from_scratch", "none"]
+    at_90 = pd.concat([control[0.9], units[0.9]], axis=1).groupby("data").median().round(1)
+    first, second = (at_90.loc[data].tolist() for data in ("mnist", "fashion_mnist"))
+    words = "{} against {} % and {} against {} %".format(*first, *second)
+    assert f"at 90 % with medians of {words}" in text
+    ahead = control[0.95].groupby("data").median() - units[0.95].groupby("data").median()
+    assert 3 < ahead["mnist"] < 4 and 6 < ahead["fashion_mnist"] < 7
+
+
 def test_magnitude_beats_chance_as_often_as_the_text_says(five):
     one_shot = five[(five["fine_tuning"] == "none") & (five["network"] == "dense")]
     table = one_shot.pivot_table("accuracy", ["data", "seed", "sparsity"], "method")
@@ -340,5 +359,5 @@ def test_magnitude_beats_chance_as_often_as_the_text_says(five):
     assert ends.loc[0.25, ("units", "max")] <= 1
     assert ends.loc[0.5, "units"].round().tolist() == [4, 12]
     bands = pruned.groupby(["data", "sparsity"])["units"].agg(lambda part: part.max() - part.min())
-    bands = 100 * bands[bands.index.get_level_values("sparsity").isin([0.6, 0.7, 0.8, 0.9])]
-    assert [round(bands.min()), round(bands.max())] == [5, 29]
+    bands = 100 * bands[bands.index.get_level_values("sparsity").isin([0.6, 0.7, 0.8])]
+    assert [round(bands.min()), round(bands.max())] == [14, 29]

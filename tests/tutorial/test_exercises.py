@@ -41,7 +41,7 @@ def names(data, network):
 def shared_names(data, network):
     given = {"datasets": [data], "networks": {data.title: network}}
     given |= {"data": data, "network": network}
-    return {"np": np, "pu": pu, "exercises": exercises, **given}
+    return {"np": np, "keras": keras, "pu": pu, "exercises": exercises, **given}
 
 
 def cells(number: int) -> tuple[str, str]:
@@ -218,6 +218,7 @@ WRONG = [
     (2, mask(mask="kernel * mask"), "True and False only"),
     (2, mask(mask="~mask"), "the wrong way round"),
     (2, mask(count="int(sparsity * kernel.size)"), "take round"),
+    (2, mask(count="int(np.ceil(sparsity * kernel.size))"), "take round"),
     (2, threshold(">"), "rank them with np.argsort"),
     (2, mask(count="max(1, round(sparsity * kernel.size))"), "Nothing or everything is to go"),
     (2, mask(ranked="-np.abs(kernel)"), "keeps the smallest"),
@@ -236,7 +237,10 @@ WRONG = [
     (3, units(norms="np.abs(columns).max(axis=0)"), "not the square root of the sum"),
     (3, units(answer="norms, mask[1:]"), "mask of the units should have the shape"),
     (3, units(answer="norms, ~mask"), "the wrong way round"),
+    (3, units(answer="norms, norms * mask"), "True and False only"),
     (3, units(count="1"), "the mask removes 1 instead of 2"),
+    (3, units(count="int(sparsity * len(norms))"), "removes 3 instead of 4: round"),
+    (3, units(count="int(np.ceil(sparsity * len(norms)))"), "removes 3 instead of 2: round"),
     (3, units(ranked="-norms"), "other units than those of the smallest norm"),
     (4, BYTES.format(answer="'4'"), "this is a str"),
     (4, BYTES.format(answer="weights"), "a float32 takes four bytes"),
@@ -286,6 +290,7 @@ WRONG = [
     (8, small("0.97", FIT), "training brought zeros back"),
     (8, small("0.5"), "hidden_1 holds most of them|hidden_2 holds most of them"),
     (8, small("0.995"), "are asked for. Which layer bears least"),
+    (8, small("0.5", answer="keras.Sequential([small.inputs[0], small])"), "holds most of them"),
 ]
 
 
@@ -319,10 +324,11 @@ def test_an_answer_cannot_change_the_readers_network(names, network):
 
 def test_the_budget_on_mnist_is_98_percent(names, data, network):
     """A network that keeps to two points below the dense one passes there no more."""
-    names["data"] = dataclasses.replace(data, title="MNIST")
+    names["datasets"] = [dataclasses.replace(data, title="MNIST")]
+    names["networks"] = {"MNIST": network}
     answer = "def my_small_network(network, data):\n    return small"
     names["small"] = pu.prune_weights(network, 0.97)
-    assert "98.0% are asked for" in answered(8, names, answer)[0]
+    assert "98.00% are asked for" in answered(8, names, answer)[0]
 
 
 def test_the_bytes_of_the_formula_are_those_that_shrink_leaves(names):
