@@ -18,7 +18,7 @@ BACKEND = keras.backend.backend()
 DATA_FORMATS = ["channels_last"] if BACKEND == "tensorflow" else ["channels_last", "channels_first"]
 # JAX compiles each operation of each model anew, seconds a model.
 RANDOM_MODELS = int(
-    os.environ.get("RANDOM_MODELS", {"tensorflow": 150, "torch": 40}.get(BACKEND, 6))
+    os.environ.get("RANDOM_MODELS", {"tensorflow": 60, "torch": 40}.get(BACKEND, 6))
 )
 
 

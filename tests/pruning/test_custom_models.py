@@ -21,7 +21,7 @@ import keras_pruning as kp
 BACKEND = keras.backend.backend()
 # JAX compiles each operation of each model anew, seconds a model.
 RANDOM_MODELS = int(
-    os.environ.get("RANDOM_MODELS", {"tensorflow": 80, "torch": 30}.get(BACKEND, 6))
+    os.environ.get("RANDOM_MODELS", {"tensorflow": 40, "torch": 30}.get(BACKEND, 6))
 )
 WIDTH, TOKENS, CLASSES = 6, 5, 3
 REFUSALS = (ValueError, TypeError, NotImplementedError)
